@@ -1,0 +1,74 @@
+"""How every script reads its arguments and ends: one-line errors, exit 0, 1 or 2."""
+
+import argparse
+import difflib
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from domain_tokens.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and name the nearest valid flag."""
+
+    def __init__(self, description: str, *, example: str):
+        super().__init__(
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint as a `UserError`, naming the nearest flag where one is close."""
+        unknown = re.match(r"unrecognized arguments: (.*)", message)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            got = next((w for w in unknown[1].split() if w.startswith("-")), unknown[1])
+            near = difflib.get_close_matches(got.split("=")[0], flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see --help for the flags there are"
+            message = f"unknown argument {got}: {hint}"
+        raise UserError(f"{message} (see {self.prog} --help)" if not unknown else message)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --output-dir and the two ways to go on in a folder that is already in use."""
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the results")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue an unfinished run")
+    again.add_argument(
+        "--overwrite", action="store_true", help="replace what the folder holds, after success"
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --config and --set, the two sources of every setting."""
+    parser.add_argument("--config", default=default, metavar="FILE", help="YAML (%(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override one key, as in --set training.batch_size=2; may be repeated",
+    )
+
+
+def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Call a script's main; its exit status is 0 when done, 1 for a failed run, 2 for bad input."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        return main(argv)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues the run", file=sys.stderr)
+        return 1

@@ -1,0 +1,174 @@
+"""YAML files and --set overrides become one validated, frozen config."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from domain_tokens.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also reads `2e-5` as a number (YAML 1.1 wants `2.0e-5`)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+class Section(BaseModel):
+    """A part of a config: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainingSection(Section):
+    """How one SFT stage trains; one optimizer step is batch_size × accumulation examples."""
+
+    max_length: int = Field(gt=1)
+    batch_size: int = Field(gt=0)
+    gradient_accumulation_steps: int = Field(gt=0)
+    num_epochs: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    max_train_samples: int | None = Field(gt=0)
+    max_val_samples: int = Field(ge=0)
+    seed: int = 42
+    loss_on: Literal["assistant", "all"] = "assistant"
+    packing: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    logging_steps: int = Field(10, gt=0)
+    save_steps: int = Field(500, gt=0)
+
+
+class DataSection(Section):
+    """Where examples come from: a hub id, or a local file or folder."""
+
+    source: str
+    split: str = "train"
+    validation_source: str | None = None
+    validation_split: str | None = None
+    holdout: int | None = Field(None, gt=0)
+    subset_seed: int = 42
+    injection_mode: Literal["weak", "strict"] = "weak"
+    decontaminate_against: str | None = None
+    decontaminate_split: str = "test"
+
+
+class SFTConfig(Section):
+    """Everything that a training stage can be told by YAML."""
+
+    training: TrainingSection
+    data: DataSection
+
+
+class GSM8KSection(Section):
+    """How the GSM8K test questions are put and answered."""
+
+    batch_size: int = Field(gt=0)
+    max_new_tokens: int = Field(gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class GSM8KEvalConfig(Section):
+    """The GSM8K evaluation; train_source only serves the constant-answer floor."""
+
+    data: DataSection
+    evaluation: GSM8KSection
+
+
+class ProbeSection(Section):
+    """How the arithmetic probes are put and answered."""
+
+    batch_size: int = Field(gt=0)
+    max_new_tokens: int = Field(gt=0)
+    forced_start: str
+    seed: int = 42
+    multidigit: int = Field(100, gt=0)
+    additions: int = Field(100, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class ProbeEvalConfig(Section):
+    """The arithmetic probes."""
+
+    evaluation: ProbeSection
+
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> ConfigT:
+    """Read a YAML file, apply `a.b=value` overrides and validate the whole.
+
+    Raises UserError for a missing file, broken YAML, an unknown key (naming the nearest valid
+    one) or a value of the wrong type.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"config {file} not found; wanted a YAML file, as in sft/configs")
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} holds {type(tree).__name__}; wanted a mapping of sections")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{file}: {_first_problem(kind, error)}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override}: wanted KEY=VALUE, as in training.batch_size=2")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML; quote it") from None
+    *parents, last = key.strip().split(".")
+    node = tree
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: {part} is a value, not a section")
+    node[last] = value
+
+
+def _first_problem(kind: type[Section], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = _keys(kind)
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {key}: {hint}"
+    if problem["type"] == "missing":
+        return f"key {key} is missing; add it"
+    got = problem["input"]
+    return f"{key} is {got!r} ({type(got).__name__}): {problem['msg'].lower()}"
+
+
+def _keys(kind: type[Section], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            keys.extend(_keys(inner, f"{prefix}{name}."))
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
