@@ -1,0 +1,272 @@
+"""What the two evaluations share: prompts in, items out, finished items kept over a kill."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from domain_tokens import checkpoints, hardware, run_card
+from domain_tokens.answers import extract_strict
+from domain_tokens.corpora import Problem
+from domain_tokens.errors import UserError
+from domain_tokens.generation import Response, generate
+from domain_tokens.prompts import Renderer
+from domain_tokens.vocabulary import Layout, layout_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item to answer: prompt ids, and the gold answer as it was given."""
+
+    id: str
+    category: str
+    prompt: str
+    prompt_ids: list[int]
+    gold: str
+
+    @property
+    def prompt_hash(self) -> str:
+        """SHA-256 of the prompt's token ids."""
+        return run_card.hash_json(self.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The checkpoint under test."""
+
+    folder: Path
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    layout: Layout
+    precision: str
+
+
+def load_subject(folder: Path, *, condition: str, precision: str) -> Subject:
+    """Load a checkpoint for evaluation; raises UserError where it is unfit or of the other arm."""
+    checkpoints.check_parent(folder, condition=condition, cross_base=False)
+    device, dtype = hardware.choose(precision)
+    tokenizer = checkpoints.load_tokenizer(folder)
+    try:
+        layout = layout_of(tokenizer)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
+    model = checkpoints.load_model(folder, dtype=dtype).to(device)
+    return Subject(folder, model, tokenizer, layout, precision)
+
+
+class Answers:
+    """The output of one evaluation in a folder that it may share with the other one.
+
+    Items are appended to `{name}_items.partial.jsonl` as they end and renamed when all are there;
+    the results JSON comes last.
+    """
+
+    def __init__(self, output_dir: str, name: str, identity: dict[str, Any]):
+        self.folder = Path(output_dir)
+        self.results = self.folder / f"{name}_results.json"
+        self.items = self.folder / f"{name}_items.jsonl"
+        self._partial = self.folder / f"{name}_items.partial.jsonl"
+        self._identity = identity
+        self._name = name
+
+    def open(self, *, resume: bool, overwrite: bool) -> bool:
+        """Return whether there is work to do; raises UserError where the folder forbids it."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file; wanted a folder for the results")
+        known = ("gsm8k_", "arithmetic_", ".gsm8k_", ".arithmetic_")
+        if self.folder.exists():
+            foreign = [f.name for f in self.folder.iterdir() if not f.name.startswith(known)]
+            if foreign:
+                raise UserError(
+                    f"{self.folder} holds files of another kind ({sorted(foreign)[0]}); "
+                    "give an empty or a new --output-dir"
+                )
+        if self.results.exists() and not overwrite:
+            if resume:
+                return False
+            raise UserError(f"{self.results} is already there; --overwrite replaces it")
+        if self._partial.exists() and not (resume or overwrite):
+            raise UserError(
+                f"{self.folder} holds an unfinished {self._name} evaluation; "
+                "--resume continues it, --overwrite restarts it"
+            )
+        if not resume:
+            self._restart = True
+        return True
+
+    _restart = False
+
+    def begin(self) -> dict[str, Response]:
+        """Make the folder and return the responses of an earlier leg by item id."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {self.folder}: {error.strerror}; name another folder"
+            ) from None
+        done: dict[str, Response] = {}
+        if self._partial.exists() and not self._restart:
+            lines = self._partial.read_text(encoding="utf-8").split("\n")
+            if not lines[0] or json.loads(lines[0]) != self._identity:
+                raise UserError(
+                    f"{self._partial} was begun with another checkpoint, config or data; "
+                    "give the same arguments, or --overwrite to restart"
+                )
+            for line in lines[1:-1]:  # a killed run can leave half a line behind the last newline
+                item = json.loads(line)
+                done[item["id"]] = Response(item["token_ids"], item["stop"])
+        header = [json.dumps(self._identity)]
+        kept = [
+            json.dumps({"id": i, "token_ids": r.token_ids, "stop": r.stop}) for i, r in done.items()
+        ]
+        run_card.write_text(self._partial, "".join(f"{line}\n" for line in header + kept))
+        return done
+
+    def append(self, id: str, response: Response) -> None:
+        """Keep a finished response, so that a killed run need not decode it again."""
+        with self._partial.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": id, **asdict(response)}) + "\n")
+
+    def finish(self, items: list[dict[str, Any]], results: dict[str, Any]) -> None:
+        """Write the items, then the results, each whole or not at all."""
+        lines = [json.dumps(item, ensure_ascii=False) for item in items]
+        run_card.write_text(self.items, "".join(f"{line}\n" for line in lines))
+        run_card.write_json(self.results, results)
+        self._partial.unlink()
+
+
+def answer(
+    subject: Subject,
+    questions: Sequence[Question],
+    output: Answers,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[Response]:
+    """Decode greedily what is not there yet; return a response per question, in order."""
+    done = output.begin()
+    open_questions = [q for q in questions if q.id not in done]
+    with tqdm(total=len(questions), initial=len(done), desc="answer", delay=2, disable=None) as bar:
+
+        def keep(index: int, response: Response) -> None:
+            done[open_questions[index].id] = response
+            output.append(open_questions[index].id, response)
+            bar.update()
+
+        generate(
+            subject.model,
+            [q.prompt_ids for q in open_questions],
+            eos_id=subject.tokenizer.eos_token_id,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_finished=keep,
+        )
+    return [done[q.id] for q in questions]
+
+
+def decoding_metrics(items: Sequence[dict[str, Any]], layout: Layout) -> dict[str, float | int]:
+    """Return stop rate, length and reserved-token counts; tokens count by id, not in text."""
+    ids = [i for item in items for i in item["token_ids"]]
+    facts = sum(i in layout.fact_ids for i in ids)
+    stops = [item["stop_reason"] for item in items]
+    return {
+        "stop_rate": stops.count("eos") / len(items),
+        "run_on_rate": sum("\nUser:" in item["response"] for item in items) / len(items),
+        "avg_response_tokens": len(ids) / len(items),
+        "mul_token_count": facts,
+        "mul_tokens_per_response": facts / len(items),
+        "reserved_token_count": sum(i in layout.reserved_ids for i in ids),
+    }
+
+
+def card(
+    args: argparse.Namespace, subject: Subject, *, stage: str, decode: dict[str, Any], data: dict
+) -> dict[str, Any]:
+    """Return the run card of an evaluation, which lives inside its results JSON."""
+    device, dtype = hardware.choose(subject.precision)
+    training = checkpoints.read_card(subject.folder)
+    return {
+        "stage": stage,
+        "condition": args.condition,
+        "seed": training["seed"] if training else None,
+        "model_path": str(subject.folder),
+        "weights": checkpoints.weights_hash(subject.folder),
+        "tokenizer": checkpoints.tokenizer_hash(subject.folder),
+        "training": training,
+        "parent": {"path": str(subject.folder)},
+        "formats": run_card.formats(),
+        "data": data,
+        "decode": decode,
+        "code": run_card.code_identity(),
+        "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
+    }
+
+
+def identity(card: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for a resumed evaluation."""
+    return {
+        key: card[key] for key in ("stage", "condition", "weights", "formats", "data", "decode")
+    }
+
+
+def fingerprint(rows: Sequence[Any]) -> str:
+    """Return a hash of generated questions and their answers."""
+    return run_card.hash_json([list(row) for row in rows])
+
+
+def gsm8k_questions(subject: Subject, problems: Sequence[Problem]) -> list[Question]:
+    """Render GSM8K test questions with the training renderer."""
+    renderer = Renderer(subject.tokenizer)
+    return [
+        Question(
+            id=problem.id,
+            category="gsm8k",
+            prompt=problem.question,
+            prompt_ids=renderer.prompt([("user", problem.question)]),
+            gold=str(extract_strict(problem.answer)),
+        )
+        for problem in problems
+    ]
+
+
+def probe_questions(
+    subject: Subject, probes: Sequence[tuple[str, str, int]], *, forced_start: str
+) -> list[Question]:
+    """Render probes; the response is made to begin with forced_start in both arms alike."""
+    renderer = Renderer(subject.tokenizer)
+    return [
+        Question(
+            id=f"{category}:{question}",
+            category=category,
+            prompt=question,
+            prompt_ids=renderer.prompt([("user", question)], forced_start=forced_start),
+            gold=str(gold),
+        )
+        for category, question, gold in probes
+    ]
+
+
+def text(subject: Subject, response: Response) -> str:
+    """Return what a response says; fact tokens read `<MUL_6_9_54>`."""
+    return str(subject.tokenizer.decode(response.token_ids, skip_special_tokens=True))
+
+
+def item(subject: Subject, question: Question, response: Response) -> dict[str, Any]:
+    """Return the line of one answered question, before it is scored."""
+    return {
+        "id": question.id,
+        "category": question.category,
+        "prompt": question.prompt,
+        "prompt_hash": question.prompt_hash,
+        "response": text(subject, response),
+        "token_ids": response.token_ids,
+        "stop_reason": response.stop,
+        "gold": question.gold,
+    }

@@ -1,0 +1,325 @@
+"""Where multiplication facts stand in a text: find them, put tokens there, spell tokens out.
+
+Whatever is doubtful is left alone: a missed fact costs a little of the treatment, a wrong one
+teaches false arithmetic. A candidate `a*b` is judged by what stands directly left and right of it.
+A fact token already in the text counts there as a number, so that injecting twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from domain_tokens.vocabulary import FACTS, fact_token
+
+INJECTOR_VERSION = "1"
+
+Mode = Literal["weak", "strict"]
+
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_SPACES = rf"[^\S{_LINE_ENDS}]*+"  # possessive: a run of spaces is never read twice
+_FACT = r"<MUL_[1-9]_[1-9]_[0-9]{1,2}>"
+_DIGIT = rf"(?:[0-9]|{_FACT})"  # where a number begins
+_FACT_TOKEN = re.compile("|".join(FACTS))
+_FACT_END = re.compile(rf"{_FACT}\Z")
+_LONGEST_TOKEN = max(map(len, FACTS))
+
+_PRODUCT = re.compile(
+    r"(?P<first>[1-9])(?P<before>[ \t\u00a0]*+)(?P<operator>[*×·xX])"
+    r"(?P<after>[ \t\u00a0]*+)(?P<second>[1-9])"
+)
+_EQUALS = re.compile(rf"{_SPACES}=")
+_NUMBER_NEXT = re.compile(
+    rf"{_SPACES}(?:[-+−]{_SPACES})?(?:\.?{_DIGIT}|[\u00b2\u00b3\u00b9\u00bc-\u00be\u2150-\u215f])"
+)
+_WHOLE = re.compile(rf"{_SPACES}([0-9]++)")
+
+# What may touch a bare a*b on its right. `*` needs an operand behind it, or it ends an emphasis.
+_TOUCHES = rf"""\Z|\s|[)\]}}>|]|<(?!{_FACT[1:]})|\$(?![\^0-9])|["'”’»](?!{_DIGIT})
+    |[,;:?](?!{_DIGIT})|\.(?!\w|{_FACT})"""
+_TOUCHES_PRODUCT = re.compile(
+    rf"""{_TOUCHES}|=|\+(?!\+)|[-−](?![^\W\d_]|[-−])|[×·÷/]
+    |\*(?!\*)(?={_SPACES}(?:{_DIGIT}|\.[0-9]|[(\[{{$€£]))""",
+    re.VERBOSE,
+)
+_TOUCHES_RESULT = re.compile(rf"{_TOUCHES}|=(?![=>])", re.VERBOSE)
+
+_UNITS = (
+    "hours?|hrs?|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?|yds?|miles?|"
+    "met(?:er|re)s?|kilograms?|kg|pounds?|lbs?|stones?|tons?|gallons?|quarts?|dollars?"
+)
+# Powers, percentages, mixed numbers (8 x 1 1/2), digit groups (1 000), 2 hours 30 minutes.
+_CHANGES_VALUE = rf"""{_SPACES}(?:\^|\*\*|%|\\(?![)\]\\])|{_DIGIT}
+    |[\u00b2\u00b3\u00b9\u00bc-\u00be\u2044\u2070-\u207f\u2150-\u215f]
+    |(?:squared|cubed|percent|per\ cent|factorial|choose|mod|modulo|point|raised|to\ the)\b
+    |and{_SPACES}(?:an?\b|one\b|two\b|three\b|half\b|{_DIGIT})
+    |(?:{_UNITS}){_SPACES},?{_SPACES}(?:and{_SPACES})?(?:a\ half|{_DIGIT}))"""
+_PRODUCT_GOES_ON = re.compile(rf"{_CHANGES_VALUE}|\s*\^", re.VERBOSE | re.IGNORECASE)
+_RESULT_GOES_ON = re.compile(
+    rf"""{_CHANGES_VALUE}|\s*\^|{_SPACES}(?:[-−–+*×·/÷]|=[=>]|\({_SPACES}[-+−$]?{_DIGIT}
+    |(?:x|plus|minus|times|multiplied|divided|over|dozens?
+    |hundreds?|thousands?|millions?|billions?|trillions?)\b)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+_OPERATORS = "+-−*×·"
+_DIVIDES = "/÷⁄^√"  # also at the end of the line above
+_OPENS = "([{<>=|;~≈"
+_QUOTES_AND_CURRENCY = "\"'“”‘’«»$€£"
+_WORDS_BACK = 60  # characters; the words below are far shorter
+_WORD_BARS = re.compile(
+    rf"""(?:\\[a-z]+|\b(?:mod|modulo|div|over|power|power{_SPACES}of|root|root{_SPACES}of|sqrt
+    |logs?|ln|exp|sin|cos|tan|choose|negative|point|(?<!multiplied\ )by))\Z""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_WORD_CONTINUES = re.compile(r"\b(?:x|plus|minus|times|less|by)\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One place in a text that a fact token may replace: characters start to end, a <= b.
+
+    `form` tells a bare `a*b` (expression) from a whole `a*b=c` (equation).
+    """
+
+    start: int
+    end: int
+    a: int
+    b: int
+    product: int
+    form: Literal["expression", "equation"]
+
+    @property
+    def token(self) -> str:
+        """Return the fact's token."""
+        return fact_token(self.a, self.b)
+
+
+def find_facts(text: str, *, mode: Mode = "weak") -> list[Fact]:
+    """Find the places where a token may stand without changing any surrounding value.
+
+    They do not overlap and come in order of position. `weak` takes bare products too, `strict`
+    only those with a right `=c`. Takes linear time. Raises ValueError for another mode.
+    """
+    if mode not in ("weak", "strict"):
+        raise ValueError(
+            f"unknown injection mode: got {mode!r}, wanted 'weak' or 'strict'; mend the call"
+        )
+    code = _code_spans(text)
+    facts: list[Fact] = []
+    position = nearest = 0
+    while match := _PRODUCT.search(text, position):
+        position = match.start("second")  # in 12/2*3*4, 2*3 fails and 3*4 is still to be seen
+        while nearest < len(code) and code[nearest][1] <= match.start():
+            nearest += 1
+        if nearest < len(code) and code[nearest][0] < match.end():
+            continue
+        fact = _judge(text, match, mode)
+        if fact is not None:
+            facts.append(fact)
+            position = fact.end
+    return facts
+
+
+def inject(text: str, *, mode: Mode = "weak") -> str:
+    """Return the text with a token at every place that find_facts gives.
+
+    Raises ValueError for an unknown mode.
+    """
+    pieces = []
+    position = 0
+    for fact in find_facts(text, mode=mode):
+        pieces += [text[position : fact.start], fact.token]
+        position = fact.end
+    return "".join([*pieces, text[position:]])
+
+
+def expand(text: str) -> str:
+    """Return the text with every fact token spelled out: `<MUL_6_9_54>` becomes `6*9=54`."""
+    return _FACT_TOKEN.sub(lambda match: "{}*{}={}".format(*match[0][5:-1].split("_")), text)
+
+
+def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | None:
+    """Decide on one candidate outside code; None leaves it alone."""
+    left = _left_side(text, match.start())
+    if left == "barred":
+        return None
+    a, b = sorted((int(match["first"]), int(match["second"])))
+    spaced = bool(match["before"] and match["after"])
+    bare_allowed = mode == "weak" and (match["operator"] not in "xX" or spaced)
+    start, end = match.span()
+    equals = _EQUALS.match(text, end)
+    if equals:
+        after = equals.end()
+        if text[after : after + 1] in ("=", ">"):
+            return None
+        # In 12-2*3=6 the 6 is the value of the whole left side, so it cannot go with the 2*3.
+        if left != "tail" and _NUMBER_NEXT.match(text, after):
+            whole = _WHOLE.match(text, after)
+            if whole and whole[1] == str(a * b) and _result_ends(text, whole.end()):
+                return Fact(start, whole.end(), a, b, a * b, "equation")
+            return None
+    elif not _TOUCHES_PRODUCT.match(text, end) or _PRODUCT_GOES_ON.match(text, end):
+        return None
+    return Fact(start, end, a, b, a * b, "expression") if bare_allowed else None
+
+
+def _result_ends(text: str, end: int) -> bool:
+    """Tell whether the number that ends here is the whole right side of its equation."""
+    return bool(_TOUCHES_RESULT.match(text, end)) and not _RESULT_GOES_ON.match(text, end)
+
+
+def _left_side(text: str, start: int) -> Literal["free", "tail", "barred"]:
+    """Judge what precedes a product: nothing that matters, a longer expression, or a bar."""
+    edge, opened, spaced = start, False, False
+    while edge and (text[edge - 1].isspace() or text[edge - 1] in _QUOTES_AND_CURRENCY):
+        opened = opened or not text[edge - 1].isspace()
+        spaced = spaced or text[edge - 1].isspace()
+        edge -= 1
+    if edge == 0:
+        return "free"
+    last = text[edge - 1]
+    new_line = any(character in _LINE_ENDS for character in text[edge:start])
+    if last in _DIVIDES:
+        return "barred"
+    if new_line and not last.isalpha():
+        return "tail" if last in _OPERATORS and _operand_before(text, edge - 1) else "free"
+    if last in "\\%" or last.isnumeric() or _FACT_END.search(text, max(0, edge - 13), edge):
+        return "barred"
+    if last == ":":
+        return "barred" if _operand_before(text, edge - 1, digits_only=True) else "free"
+    if last in _OPERATORS:
+        return _left_operator(text, edge - 1, touching=not spaced)
+    if not opened and not spaced:
+        return "free" if last in _OPENS else "barred"
+    if spaced and last == "–":
+        return "tail"
+    if last.isalpha():
+        words = text[max(0, edge - _WORDS_BACK) : edge]
+        if _WORD_BARS.search(words):
+            return "barred"
+        return "tail" if _WORD_CONTINUES.search(words) else "free"
+    return "free"
+
+
+def _left_operator(text: str, index: int, *, touching: bool) -> Literal["free", "tail", "barred"]:
+    """Judge the operator at `index`, left of a product that it touches or is spaced from."""
+    if text[index] == "*" and text[max(0, index - 1) : index] == "*":
+        # `**Total:** 6*9` closes bold type; after anything else, `**` may be a power.
+        closes_bold = not touching and text[max(0, index - 2) : index - 1] in tuple(":.,;!?")
+        return "free" if closes_bold else "barred"
+    if touching:
+        return "tail" if _operand_before(text, index) else "barred"
+    edge = index
+    while edge and text[edge - 1] in " \t\u00a0>":
+        edge -= 1
+    if edge == 0 or text[edge - 1] in _LINE_ENDS:
+        return "free"  # a list item
+    return "barred" if text[edge - 1] in f"{_OPERATORS}{_DIVIDES}%\\" else "tail"
+
+
+def _operand_before(text: str, end: int, *, digits_only: bool = False) -> bool:
+    """Tell whether a number, a closing bracket or a one-letter variable ends before `end`."""
+    edge = end
+    while edge and text[edge - 1].isspace() and text[edge - 1] not in _LINE_ENDS:
+        edge -= 1
+    if edge == 0:
+        return False
+    last = text[edge - 1]
+    if last.isnumeric() or _FACT_END.search(text, max(0, edge - 13), edge):
+        return True
+    if digits_only:
+        return False
+    if last in ")]}%":
+        return True
+    # Only a lone letter that touches: a word before `*` opens emphasis, before `-` is a hyphen.
+    alone = edge < 2 or not (text[edge - 2].isalnum() or text[edge - 2] == "_")
+    return last.isalpha() and alone and edge == end
+
+
+_FENCE_LINE = re.compile(
+    r"(?:\A|(?<=[\n\r]))(?P<prefix>[ \t>]*+(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]++)*+)"
+    r"(?P<fence>`{3,}+|~{3,}+)(?P<info>[^\n\r]*+)"
+)
+_BACKTICKS = re.compile(r"`++")
+_BLANK_LINE = re.compile(r"\r?\n[ \t]*+(?=\r?\n|\Z)")
+_LINE_END = re.compile(r"[\n\r]")
+
+
+def _code_spans(text: str) -> list[tuple[int, int]]:
+    """Return the (start, end) of fenced and inline code, merged and in order.
+
+    Markdown readers differ about fences inside lists and about where a paragraph ends. What is
+    code in any of these readings counts as code.
+    """
+    if "`" not in text and "~~~" not in text:
+        return []
+    spans: list[tuple[int, int]] = []
+    for nested in (False, True):
+        fences = _fenced(text, nested=nested)
+        spans += fences
+        edges = [0, *(edge for fence in fences for edge in fence), len(text)]
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            for separator in (_BLANK_LINE, _LINE_END):
+                cuts = [start, *(m.start() for m in separator.finditer(text, start, end)), end]
+                for first, last in pairwise(cuts):
+                    spans += _inline(text, first, last)
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _fenced(text: str, *, nested: bool) -> list[tuple[int, int]]:
+    """Return the fenced blocks; `nested` also takes those in quotes, lists and deep indents."""
+    spans = []
+    opening: re.Match[str] | None = None
+    for line in _FENCE_LINE.finditer(text):
+        plain = len(line["prefix"]) <= 3 and not line["prefix"].strip(" ")
+        if opening is None:
+            # A backtick in the info string makes it inline code.
+            valid = line["fence"][0] == "~" or "`" not in line["info"]
+            if valid and (plain or nested):
+                opening = line
+            continue
+        deep = len(opening["prefix"]) > 3 or bool(opening["prefix"].strip(" "))
+        closes = (
+            line["fence"].startswith(opening["fence"])
+            and not line["info"].strip()
+            and (plain or (deep and not line["prefix"].strip(" \t>")))
+        )
+        if closes:
+            spans.append((opening.start(), line.end()))
+            opening = None
+    if opening is not None:
+        spans.append((opening.start(), len(text)))
+    return spans
+
+
+def _inline(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Return the code spans of one paragraph: backtick runs paired by length."""
+    runs = [match.span() for match in _BACKTICKS.finditer(text, start, end)]
+    later: dict[int, list[int]] = {}  # length -> numbers of the runs of that length, last first
+    for number in reversed(range(len(runs))):
+        later.setdefault(runs[number][1] - runs[number][0], []).append(number)
+    spans = []
+    number = 0
+    while number < len(runs):
+        first, last = runs[number]
+        slashes = 0
+        while first - slashes > start and text[first - slashes - 1] == "\\":
+            slashes += 1
+        opens = first + slashes % 2  # an escaped backtick opens nothing
+        candidates = later.get(last - opens, [])
+        while candidates and candidates[-1] <= number:
+            candidates.pop()
+        if last > opens and candidates:
+            number = candidates[-1]
+            spans.append((opens, runs[number][1]))
+        number += 1
+    return spans

@@ -1,0 +1,374 @@
+"""The one SFT run: planned optimizer steps on transformers.Trainer."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from domain_tokens import hardware, packing
+from domain_tokens.config import TrainingSection
+from domain_tokens.corpora import order
+from domain_tokens.errors import UserError
+from domain_tokens.prompts import TEXT, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All optimizer steps of all epochs, laid out before training starts.
+
+    steps[s] holds processes × accumulation micro-batches, each a list of rows of example indices;
+    an empty micro-batch only keeps processes in step. order: example indices as they are trained.
+    """
+
+    steps: list[list[list[list[int]]]]
+    order: list[int]
+    accumulation: int
+    tokens: list[int]  # per step, padding not counted
+    supervised: list[int]  # per step
+
+
+def make_plan(
+    examples: Sequence[Example], settings: TrainingSection, *, processes: int = 1
+) -> Plan:
+    """Plan a run: a step is batch_size × accumulation examples, an epoch's last may be less.
+
+    The order depends on the examples' ids, the seed and the epoch alone. At most batch_size rows
+    of max_length tokens are in memory at once, as in a run that pads.
+    """
+    step_size = settings.batch_size * settings.gradient_accumulation_steps
+    ids = [example.id for example in examples]
+    chunks: list[list[int]] = []
+    for epoch in range(settings.num_epochs):
+        permutation = order(ids, seed=settings.seed, epoch=epoch)
+        chunks += [permutation[i : i + step_size] for i in range(0, len(ids), step_size)]
+    steps = []
+    for chunk in chunks:
+        parts = packing.split_step(
+            [len(examples[i].input_ids) for i in chunk],
+            max_length=settings.max_length,
+            rows_at_once=settings.batch_size,
+            packing=settings.packing,
+        )
+        steps.append([[[chunk[i] for i in row] for row in rows] for rows in parts])
+    accumulation = max(math.ceil(len(step) / processes) for step in steps)
+    for step in steps:
+        step += [[] for _ in range(processes * accumulation - len(step))]
+    return Plan(
+        steps=steps,
+        order=[i for chunk in chunks for i in chunk],
+        accumulation=accumulation,
+        tokens=[sum(len(examples[i].input_ids) for i in chunk) for chunk in chunks],
+        supervised=[sum(_targets(examples[i]) for i in chunk) for chunk in chunks],
+    )
+
+
+def _targets(example: Example) -> int:
+    return int(np.count_nonzero(example.kinds[1:]))  # the first token is never predicted
+
+
+def as_tensors(batch: packing.MicroBatch) -> dict[str, torch.Tensor]:
+    """Return what a forward pass needs: ids and positions [B, T], keep bool [B, T], targets [N]."""
+    targets = torch.from_numpy(batch.targets)
+    keep = targets != packing.IGNORED
+    return {
+        "input_ids": torch.from_numpy(batch.input_ids),
+        "position_ids": torch.from_numpy(batch.position_ids),
+        "keep": keep,
+        "targets": targets[keep],
+    }
+
+
+def token_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the loss in nats of each supervised token, float32 [N].
+
+    Logits are made only where there is loss.
+    No attention mask and no cache: only then do restarting positions keep packed documents apart.
+    """
+    output = model(
+        input_ids=inputs["input_ids"],
+        position_ids=inputs["position_ids"],
+        logits_to_keep=inputs["keep"],
+        use_cache=False,
+    )
+    logits = output.logits.flatten(0, -2).float()  # [N, V]
+    return cross_entropy(logits, inputs["targets"], reduction="none")
+
+
+class MicroBatches(Dataset):
+    """The planned micro-batches in order, built when asked for; one item is one micro-batch."""
+
+    def __init__(self, examples: Sequence[Example], plan: Plan, *, pad_id: int):
+        self._examples = examples
+        self._items = [(s, rows) for s, step in enumerate(plan.steps) for rows in step]
+        self._supervised = plan.supervised
+        self._pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        step, rows = self._items[index]
+        batch = (
+            packing.build([[self._examples[i] for i in row] for row in rows], pad_id=self._pad_id)
+            if rows
+            else packing.empty(pad_id=self._pad_id)
+        )
+        return {
+            **as_tensors(batch),
+            "step_supervised": torch.tensor(self._supervised[step], dtype=torch.float32),
+        }
+
+
+class SFTTrainer(Trainer):
+    """Trainer that takes planned micro-batches in order; loss is summed ÷ the step's supervised."""
+
+    loss_is_scaled_for_ga = True
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)  # ty: ignore[invalid-argument-type]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return summed loss ÷ supervised tokens of the whole step; DDP's averaging is undone."""
+        losses = token_losses(model, inputs)
+        return losses.sum() / inputs["step_supervised"] * self.accelerator.num_processes
+
+
+class TrainLog(TrainerCallback):
+    """Writes a line per logging step and keeps run time and token counts over resumed legs."""
+
+    def __init__(self, path: Path, plan: Plan, *, is_writer: bool):
+        self._path, self._plan, self._is_writer = path, plan, is_writer
+        self._last_step = 0
+        self._last_time = self._start = time.perf_counter()
+        self.earlier_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, earlier legs included."""
+        return self.earlier_seconds + time.perf_counter() - self._start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop lines that a killed leg wrote after its last checkpoint."""
+        self._last_step = state.global_step
+        self._last_time = self._start = time.perf_counter()
+        if not self._is_writer:
+            return
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        self.earlier_seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append loss, learning rate, gradient norm and tokens/s; stop on a non-finite loss."""
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(f"loss is {logs['loss']} at step {state.global_step}")
+        now = time.perf_counter()
+        tokens = sum(self._plan.tokens[self._last_step : state.global_step])
+        line = {
+            "step": state.global_step,
+            "steps": len(self._plan.steps),
+            "loss": logs["loss"],
+            "learning_rate": logs.get("learning_rate"),
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": round(tokens / max(now - self._last_time, 1e-9), 1),
+            "seconds": round(self.seconds, 3),
+        }
+        self._last_step, self._last_time = state.global_step, now
+        if self._is_writer:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def arguments(settings: TrainingSection, plan: Plan, folder: Path) -> TrainingArguments:
+    """Translate our settings into Trainer's; defaults that have bitten people are written out."""
+    device, dtype = hardware.choose(settings.precision)
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=1,  # one item is one packed micro-batch
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=1,  # the plan holds all epochs
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type="linear",
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=device == "cpu",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        report_to=[],
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=device == "cuda",
+        average_tokens_across_devices=False,  # the plan counts the tokens
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete intermediate checkpoint (trainer_state.json is written last)."""
+    found = [
+        path
+        for path in (folder / "checkpoints").glob("checkpoint-*")
+        if (path / "trainer_state.json").is_file()
+    ]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+@torch.no_grad()
+def evaluate(
+    model: "PreTrainedModel", examples: Sequence[Example], settings: TrainingSection
+) -> dict[str, float | None]:
+    """Return the token-weighted loss in nats and bits per byte of plain supervised text.
+
+    eval_bits_per_byte leaves out EOS and whatever the injector replaces or would replace, so that
+    both arms are measured on the same bytes.
+    """
+    if not examples:
+        return {"eval_loss": None, "eval_bits_per_byte": None}
+    model.eval()
+    device, dtype = hardware.choose(settings.precision)
+    total = text = 0.0
+    tokens = 0
+    pad_id = int(examples[0].input_ids[-1])
+    for start in range(0, len(examples), 32):
+        chunk = examples[start : start + 32]
+        parts = packing.split_step(
+            [len(e.input_ids) for e in chunk],
+            max_length=settings.max_length,
+            rows_at_once=settings.batch_size,
+        )
+        for rows in parts:
+            grouped = [[chunk[i] for i in row] for row in rows]
+            inputs = as_tensors(packing.build(grouped, pad_id=pad_id))
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                losses = token_losses(model, inputs).double().cpu().numpy()
+            kinds = np.concatenate([e.kinds[1:][e.kinds[1:] > 0] for row in grouped for e in row])
+            total += float(losses.sum())
+            text += float(losses[kinds == TEXT].sum())
+            tokens += len(losses)
+    size = sum(e.text_bytes for e in examples)
+    return {
+        "eval_loss": total / tokens,
+        "eval_bits_per_byte": text / math.log(2) / size if size else None,
+    }
+
+
+def training_flops(model: Any, examples: Sequence[Example], plan: Plan) -> float:
+    """Return the matmul FLOPs of a run: forward and backward, causal attention, logits with loss.
+
+    Follows PaLM's appendix B (Chowdhery et al. 2022): 6 per weight and token, 12 per layer, width
+    and attended position; the output layer counts at supervised positions only.
+    """
+    config = model.config
+    embedding = model.get_input_embeddings().weight
+    output = model.get_output_embeddings().weight
+    body = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    body -= embedding.numel() + (output.numel() if output is not embedding else 0)
+    body -= sum(p.numel() for n, p in model.named_parameters() if n.endswith("wpe.weight"))
+    lengths = np.array([len(examples[i].input_ids) for i in plan.order], dtype=np.float64)
+    attention = 6 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
+    return 6 * body * sum(plan.tokens) + attention + 6 * output.numel() * sum(plan.supervised)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a training run measured; seconds and loss cover all legs of a resumed run."""
+
+    train_loss: float
+    seconds: float
+    peak_memory_bytes: int
+    flops: float
+
+
+def train(
+    model: "PreTrainedModel",
+    examples: Sequence[Example],
+    plan: Plan,
+    settings: TrainingSection,
+    folder: Path,
+) -> Outcome:
+    """Train a model in place, writing train_log.jsonl and one intermediate checkpoint to folder.
+
+    Raises FloatingPointError on a loss that is not finite and UserError where there is nothing to
+    train on. Continues from the newest complete checkpoint in folder, if there is one.
+    """
+    if not examples:
+        raise UserError("no training example is left; see the dropped counts and data.source")
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments(settings, plan, folder),
+        train_dataset=MicroBatches(examples, plan, pad_id=pad_id),
+        data_collator=lambda items: items[0],
+    )
+    log = TrainLog(folder / "train_log.jsonl", plan, is_writer=trainer.is_world_process_zero())
+    trainer.add_callback(log)
+    done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    device, _ = hardware.choose(settings.precision)
+    return Outcome(
+        train_loss=_mean_loss(trainer.state.log_history, done.training_loss),
+        seconds=log.seconds,
+        peak_memory_bytes=hardware.peak_memory_bytes(device),
+        flops=training_flops(model, examples, plan),
+    )
+
+
+def _mean_loss(history: list[dict[str, float]], fallback: float) -> float:
+    """Return the mean over all logged steps; Trainer's own figure forgets earlier legs."""
+    losses, weights, before = [], [], 0
+    for entry in history:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+            weights.append(entry["step"] - before)
+            before = entry["step"]
+    return float(np.average(losses, weights=weights)) if losses else fallback
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun or accelerate started (1 without them)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes the files."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,151 @@
+"""Evaluate a checkpoint on arithmetic probes: the table, two-digit products, additions."""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from domain_tokens import answers
+from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
+from domain_tokens.config import ProbeEvalConfig, ProbeSection, load_config
+from domain_tokens.sft import CONDITIONS
+from domain_tokens.statistics import wilson_interval
+
+EXAMPLE = (
+    "uv run python eval/run_arithmetic_probes.py --model-path outputs/sft_gsm8k_baseline "
+    "--output-dir outputs/eval_baseline --condition baseline"
+)
+CATEGORIES = ("mul_table", "mul_multidigit", "addition")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--model-path", required=True, metavar="DIR")
+    parser.add_argument("--condition", required=True, choices=CONDITIONS)
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--seed", type=int, help="which probes are sampled")
+    add_output_arguments(parser)
+    add_config_arguments(parser, "eval/configs/arithmetic_probes.yaml")
+    return parser.parse_args(argv)
+
+
+def probes(settings: ProbeSection) -> Iterator[tuple[str, str, int]]:
+    """Yield (category, question, answer): 81 table cells, then the two sampled categories.
+
+    Sampled without replacement: two-digit × one-digit from the 810 with factors 10–99 and 1–9,
+    additions from pairs of 1–99.
+    """
+    for a in range(1, 10):
+        for b in range(1, 10):
+            yield "mul_table", f"What is {a} times {b}?", a * b
+    chooser = random.Random(settings.seed)
+    products = [(a, b) for a in range(10, 100) for b in range(1, 10)]
+    for a, b in chooser.sample(products, settings.multidigit):
+        yield "mul_multidigit", f"What is {a} times {b}?", a * b
+    sums = [(a, b) for a in range(1, 100) for b in range(1, 100)]
+    for a, b in chooser.sample(sums, settings.additions):
+        yield "addition", f"What is {a} plus {b}?", a + b
+
+
+def score(gold: int, response: str) -> dict[str, Any]:
+    """Return the extracted numbers of one response and the two verdicts."""
+    strict = answers.extract_probe(response)
+    credited = answers.extract_probe_credited(response)
+    return {
+        "strict": None if strict is None else str(strict),
+        "credited": None if credited is None else str(credited),
+        "correct": strict == gold,
+        "correct_credited": credited == gold,
+    }
+
+
+def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return overall and per-category accuracies as fractions, and the 9×9 grid of verdicts."""
+    by_category = {c: [i for i in items if i["category"] == c] for c in CATEGORIES}
+    correct = sum(i["correct"] for i in items)
+    table = [i["correct"] for i in by_category["mul_table"]]
+    return {
+        "overall_accuracy": correct / len(items),
+        "overall_accuracy_interval_95": list(wilson_interval(correct, len(items))),
+        "overall_accuracy_expression_credited": sum(i["correct_credited"] for i in items)
+        / len(items),
+        "correct": correct,
+        "total": len(items),
+        "category_accuracies": {
+            category: {
+                "accuracy": sum(i["correct"] for i in group) / len(group),
+                "correct": sum(i["correct"] for i in group),
+                "total": len(group),
+            }
+            for category, group in by_category.items()
+        },
+        "table_grid": [table[row * 9 : row * 9 + 9] for row in range(9)],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer the probes, score them, write items and results."""
+    args = parse(argv)
+    flags = {
+        "evaluation.batch_size": args.batch_size,
+        "evaluation.max_new_tokens": args.max_new_tokens,
+        "evaluation.seed": args.seed,
+    }
+    extra = [f"{k}={v}" for k, v in flags.items() if v is not None]
+    config = load_config(ProbeEvalConfig, args.config, [*args.overrides, *extra])
+    from domain_tokens import evaluation
+
+    settings = config.evaluation
+    subject = evaluation.load_subject(
+        Path(args.model_path), condition=args.condition, precision=settings.precision
+    )
+    chosen = list(probes(settings))
+    data = {"probes": evaluation.fingerprint(chosen)}
+    decode = {**settings.model_dump(), "greedy": True}
+    card = evaluation.card(args, subject, stage="arithmetic", decode=decode, data=data)
+    output = evaluation.Answers(args.output_dir, "arithmetic", evaluation.identity(card))
+    if not output.open(resume=args.resume, overwrite=args.overwrite):
+        print(f"{output.results} is already finished")
+        return 0
+    questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
+    start = time.perf_counter()
+    responses = evaluation.answer(
+        subject,
+        questions,
+        output,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    seconds = time.perf_counter() - start
+    items = [
+        {**evaluation.item(subject, q, r), **score(gold, evaluation.text(subject, r))}
+        for (_, _, gold), q, r in zip(chosen, questions, responses, strict=True)
+    ]
+    results: dict[str, Any] = {
+        "metrics": {
+            "condition": args.condition,
+            "model_path": args.model_path,
+            **metrics(items),
+            **evaluation.decoding_metrics(items, subject.layout),
+            "samples_per_second": len(items) / seconds,
+            "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
+        },
+        "card": card,
+    }
+    output.finish(items, results)
+    scores: dict[str, Any] = results["metrics"]
+    table = scores["category_accuracies"]["mul_table"]
+    print(
+        f"probes {args.condition}: {scores['overall_accuracy']:.1%} of {len(items)}, "
+        f"table {table['correct']}/{table['total']}; results in {output.results}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

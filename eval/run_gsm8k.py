@@ -1,0 +1,141 @@
+"""Evaluate a checkpoint on GSM8K with greedy decoding."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from domain_tokens import answers, corpora
+from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
+from domain_tokens.config import GSM8KEvalConfig, load_config
+from domain_tokens.sft import CONDITIONS
+from domain_tokens.statistics import wilson_interval
+
+EXAMPLE = (
+    "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
+    "--output-dir outputs/eval_baseline --condition baseline"
+)
+SHOWN = 50  # examples repeated in the results JSON, as in the lab note
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--model-path", required=True, metavar="DIR")
+    parser.add_argument("--condition", required=True, choices=CONDITIONS)
+    parser.add_argument("--max-samples", type=int, metavar="N", help="only N items, by hash")
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--split", help="overrides data.split")
+    add_output_arguments(parser)
+    add_config_arguments(parser, "eval/configs/gsm8k.yaml")
+    return parser.parse_args(argv)
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """Turn the shorthand flags into overrides of the config."""
+    flags = {
+        "evaluation.batch_size": args.batch_size,
+        "evaluation.max_new_tokens": args.max_new_tokens,
+        "data.split": args.split,
+    }
+    return [*args.overrides, *(f"{k}={v}" for k, v in flags.items() if v is not None)]
+
+
+def score(problem: corpora.Problem, response: str) -> dict[str, Any]:
+    """Return the extracted answers of one response and the three verdicts."""
+    gold = answers.extract_strict(problem.answer)
+    found = {
+        "strict": answers.extract_strict(response),
+        "flexible": answers.extract_flexible(response),
+        "credited": answers.extract_credited(response),
+    }
+    verdicts = {
+        "correct": found["strict"] == gold,
+        "correct_flexible": found["flexible"] == gold,
+        "correct_credited": found["credited"] == gold,
+    }
+    return {**{k: v if v is None else str(v) for k, v in found.items()}, **verdicts}
+
+
+def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return accuracies as fractions, the strict one with its Wilson interval and floor."""
+    total = len(items)
+    correct = sum(item["correct"] for item in items)
+    golds = Counter(Decimal(item["gold"]) for item in items)
+    constant, hits = golds.most_common(1)[0]
+    return {
+        "correct": correct,
+        "total": total,
+        "accuracy": correct / total,
+        "accuracy_interval_95": list(wilson_interval(correct, total)),
+        "accuracy_expression_credited": sum(i["correct_credited"] for i in items) / total,
+        "accuracy_flexible": sum(i["correct_flexible"] for i in items) / total,
+        "best_constant_answer": str(constant),
+        "best_constant_accuracy": hits / total,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer the questions, score them, write items and results."""
+    args = parse(argv)
+    config = load_config(GSM8KEvalConfig, args.config, overrides_of(args))
+    from domain_tokens import evaluation
+
+    loaded = corpora.load_problems(
+        config.data.source,
+        split=config.data.split,
+        limit=args.max_samples,
+        subset_seed=config.data.subset_seed,
+    )
+    settings = config.evaluation
+    decode = {**settings.model_dump(), "greedy": True}
+    data = {"source": config.data.source, "test": loaded.fingerprint}
+    subject = evaluation.load_subject(
+        Path(args.model_path), condition=args.condition, precision=settings.precision
+    )
+    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data)
+    output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
+    if not output.open(resume=args.resume, overwrite=args.overwrite):
+        print(f"{output.results} is already finished")
+        return 0
+    questions = evaluation.gsm8k_questions(subject, loaded.items)
+    start = time.perf_counter()
+    responses = evaluation.answer(
+        subject,
+        questions,
+        output,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    seconds = time.perf_counter() - start
+    items = [
+        {**evaluation.item(subject, q, r), **score(p, evaluation.text(subject, r))}
+        for p, q, r in zip(loaded.items, questions, responses, strict=True)
+    ]
+    results = {
+        "metrics": {
+            "condition": args.condition,
+            "model_path": args.model_path,
+            **metrics(items),
+            **evaluation.decoding_metrics(items, subject.layout),
+            "samples_per_second": len(items) / seconds,
+            "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
+        },
+        "examples": items[:SHOWN],
+        "card": card,
+    }
+    output.finish(items, results)
+    shown = results["metrics"]
+    print(
+        f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
+        f"stop rate {shown['stop_rate']:.1%}; results in {output.results}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

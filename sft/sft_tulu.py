@@ -1,0 +1,79 @@
+"""Stage 1: instruction-tune a base checkpoint on Tulu-3 conversations."""
+
+import sys
+from collections import Counter
+
+from domain_tokens import corpora, sft
+from domain_tokens.command_line import Parser, run
+from domain_tokens.config import SFTConfig, load_config
+
+EXAMPLE = (
+    "uv run python sft/sft_tulu.py --model-path outputs/hf_baseline_10b "
+    "--output-dir outputs/sft_tulu_baseline --condition baseline --config sft/configs/tulu.yaml"
+)
+RESULTS = "tulu_sft_results.json"
+
+
+def load_data(config: SFTConfig) -> sft.StageData:
+    """Load the training subset and the validation rows; drop what repeats a test question."""
+    data, settings = config.data, config.training
+    wanted = settings.max_train_samples
+    own_validation = data.validation_source in (None, data.source)
+    held = settings.max_val_samples if own_validation else 0
+    loaded = corpora.load_conversations(
+        data.source,
+        split=data.split,
+        limit=None if wanted is None else wanted + held,
+        subset_seed=data.subset_seed,
+    )
+    rows = loaded.items
+    fingerprint = {"train": loaded.fingerprint}
+    dropped = Counter(duplicate=loaded.duplicates)
+    if own_validation:
+        held = min(held, len(rows) // 10)
+        validation = rows[len(rows) - held :] if held else []
+        rows = rows[: len(rows) - held][:wanted]
+    else:
+        other = corpora.load_conversations(
+            data.validation_source or "",
+            split=data.validation_split or "validation",
+            limit=settings.max_val_samples,
+            subset_seed=data.subset_seed,
+            key="data.validation_source",
+        )
+        fingerprint["validation"] = other.fingerprint
+        ids = {row.id for row in rows}
+        validation = [row for row in other.items if row.id not in ids]
+    listed: list[dict] = []
+    if data.decontaminate_against:
+        test = corpora.load_problems(
+            data.decontaminate_against,
+            split=data.decontaminate_split,
+            limit=None,
+            subset_seed=data.subset_seed,
+            key="data.decontaminate_against",
+        )
+        rows, listed = corpora.decontaminate(rows, [p.question for p in test.items])
+        dropped["repeats_test_question"] = len(listed)
+    return sft.StageData(rows, validation, "validation", fingerprint, +dropped, listed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train one arm on the chat mixture."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    sft.add_stage_arguments(parser, "sft/configs/tulu.yaml")
+    args = parser.parse_args(argv)
+    config = load_config(SFTConfig, args.config, sft.overrides_of(args))
+    workspace, _ = sft.open_stage(args, config, RESULTS)
+    if workspace.finished:
+        print(f"{args.output_dir} is already finished")
+        return 0
+    results = sft.run_stage(
+        args, config, load_data(config), workspace, inject=args.condition == "mul_tokens"
+    )
+    print(f"train loss {results['train_loss']:.4f}; results in {args.output_dir}/{RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

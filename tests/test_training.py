@@ -1,0 +1,191 @@
+"""Training: memory knobs change nothing but speed; the plan is the same in both arms."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from domain_tokens import training
+from domain_tokens.config import TrainingSection
+from tests.test_packing import make_example, random_examples
+
+SETTINGS = TrainingSection(
+    max_length=128,
+    batch_size=4,
+    gradient_accumulation_steps=2,
+    num_epochs=2,
+    learning_rate=1e-3,
+    warmup_ratio=0.1,
+    weight_decay=0.01,
+    max_train_samples=None,
+    max_val_samples=0,
+    precision="fp32",
+    logging_steps=1,
+)
+
+
+def with_(**changes):
+    return SETTINGS.model_copy(update=changes)
+
+
+def step_gradients(model, examples, settings):
+    """Gradients of the first optimizer step, summed over its micro-batches."""
+    plan = training.make_plan(examples, settings)
+    batches = training.MicroBatches(examples, plan, pad_id=50256)
+    model.zero_grad()
+    for i in range(plan.accumulation):
+        inputs = batches[i]
+        (training.token_losses(model, inputs).sum() / inputs["step_supervised"]).backward()
+    return torch.cat([p.grad.flatten().clone() for p in model.parameters()])
+
+
+def test_the_plan_is_fixed_lists_of_examples_whatever_the_memory_knobs():
+    examples = random_examples(21)
+    plans = [
+        training.make_plan(
+            examples, with_(batch_size=b, gradient_accumulation_steps=8 // b, packing=p)
+        )
+        for b in (1, 2, 8)
+        for p in (True, False)
+    ]
+    for plan in plans:
+        assert plan.order == plans[0].order
+        for step in range(len(plan.steps)):
+            flat = sorted(i for rows in plan.steps[step] for row in rows for i in row)
+            assert flat == sorted(plan.order[step // 3 * 21 :][step % 3 * 8 :][: len(flat)])
+    assert len(plans[0].steps) == 6  # 21 examples in steps of 8 over two epochs
+    assert sorted(plans[0].order[:21]) == sorted(plans[0].order[21:]) == list(range(21))
+    assert plans[0].order[:21] != plans[0].order[21:]
+
+
+def test_order_depends_on_the_seed_and_not_on_the_order_of_examples():
+    examples = random_examples(12)
+
+    def ids(plan, rows):
+        return [rows[i].id for i in plan.order]
+
+    first = ids(training.make_plan(examples, SETTINGS), examples)
+    turned = examples[::-1]
+    assert ids(training.make_plan(turned, SETTINGS), turned) == first
+    assert ids(training.make_plan(examples, with_(seed=7)), examples) != first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1, "gradient_accumulation_steps": 8},
+        {"batch_size": 8, "gradient_accumulation_steps": 1},
+        {"packing": False},
+        {"packing": False, "batch_size": 2, "gradient_accumulation_steps": 4},
+    ],
+)
+def test_gradients_do_not_depend_on_accumulation_or_packing(tiny_model, changes):
+    """A mean of micro-batch means over-weights short examples (torchtune #1875)."""
+    examples = random_examples(8)
+    whole = step_gradients(tiny_model, examples, SETTINGS)
+    other = step_gradients(tiny_model, examples, with_(**changes))
+    assert whole.abs().max() > 1e-2
+    assert (whole - other).abs().max() < 1e-5 * max(1.0, whole.abs().max().item())
+
+
+def test_logits_only_where_there_is_loss_give_the_loss_of_full_logits(tiny_model):
+    examples = random_examples(3)
+    plan = training.make_plan(examples, SETTINGS)
+    inputs = training.MicroBatches(examples, plan, pad_id=50256)[0]
+    mine = training.token_losses(tiny_model, inputs).sum()
+    expected = torch.zeros(())
+    for example in examples:
+        ids = torch.from_numpy(example.input_ids[None].astype(np.int64))
+        log_p = tiny_model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        picked = log_p[torch.arange(len(log_p)), ids[0, 1:]]
+        expected = expected - picked[torch.from_numpy(example.kinds[1:] > 0)].sum()
+    assert torch.allclose(mine, expected, rtol=1e-5)
+
+
+def train(model, examples, settings, folder):
+    plan = training.make_plan(examples, settings)
+    training.train(model, examples, plan, settings, folder)
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def test_trainer_takes_the_steps_that_plain_adamw_takes(tiny_model, tmp_path):
+    """Trainer's scaling of an accumulated loss has changed before (transformers #34191)."""
+    examples = random_examples(16)
+    settings = with_(num_epochs=1, warmup_ratio=0.0, weight_decay=0.0)
+    reference = copy.deepcopy(tiny_model).train()
+    before = torch.cat([p.detach().flatten().clone() for p in reference.parameters()])
+    trained = train(tiny_model, examples, settings, tmp_path)
+    plan = training.make_plan(examples, settings)
+    batches = training.MicroBatches(examples, plan, pad_id=50256)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, weight_decay=0.0)
+    for step in range(len(plan.steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - step / len(plan.steps))
+        optimizer.zero_grad()
+        for i in range(plan.accumulation):
+            inputs = batches[step * plan.accumulation + i]
+            (training.token_losses(reference, inputs).sum() / inputs["step_supervised"]).backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+    expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
+    moved = (expected - before).norm()
+    assert moved > 0.1  # Adam turns rounding of gradients near zero into steps: bound the norm
+    assert (trained - expected).norm() < 1e-3 * moved
+
+
+def test_the_log_has_a_line_per_step(tiny_model, tmp_path):
+    train(tiny_model, random_examples(16), with_(num_epochs=1), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= lines[0].keys()
+
+
+def test_training_learns_to_stop(tiny_model, tmp_path):
+    """The historic failure: every response ran to the token limit, because EOS carried no loss."""
+    examples = [make_example([11, 12, 13 + i, 40, 50256], prompt=3) for i in range(4)]
+    settings = with_(num_epochs=40, learning_rate=1e-2, batch_size=4, gradient_accumulation_steps=1)
+    train(tiny_model, examples, settings, tmp_path)
+    logits = tiny_model(input_ids=torch.tensor([[11, 12, 13, 40]]), use_cache=False).logits
+    assert logits[0, -1].argmax() == 50256
+
+
+def test_evaluation_is_weighted_by_tokens_whatever_the_batch(tiny_model):
+    """Trainer's own eval_loss was 5.996, 5.906 and 5.899 at batch 1, 2 and 8 on the same rows."""
+    examples = random_examples(9)
+    losses = [
+        training.evaluate(tiny_model, examples, with_(batch_size=size))["eval_loss"]
+        for size in (1, 2, 8)
+    ]
+    assert max(losses) - min(losses) < 1e-5
+
+
+def test_a_killed_run_resumes_to_bitwise_the_same_weights(tiny_model, tmp_path):
+    examples = random_examples(40)
+    settings = with_(num_epochs=1, save_steps=2)
+    other = copy.deepcopy(tiny_model)
+    again = copy.deepcopy(tiny_model)
+    expected = train(tiny_model, examples, settings, tmp_path / "whole")
+    plan = training.make_plan(examples, settings)
+
+    class Killed(Exception):
+        pass
+
+    original = training.TrainLog.on_log
+
+    def dying(self, args, state, control, logs=None, **kwargs):
+        original(self, args, state, control, logs, **kwargs)
+        if state.global_step == 3:
+            raise Killed
+
+    (tmp_path / "part").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.TrainLog, "on_log", dying)
+        with pytest.raises(Killed):
+            training.train(other, examples, plan, settings, tmp_path / "part")
+    assert training.last_checkpoint(tmp_path / "part").endswith("checkpoint-2")
+    resumed = train(again, examples, settings, tmp_path / "part")
+    assert torch.equal(resumed, expected)
+    lines = (tmp_path / "part" / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
