@@ -187,14 +187,21 @@ def _join_result(text: str) -> str:
 
 def _probe_item(text: str) -> _Item | None:
     """Return the item in a probe's answer position, None if it is part of an expression."""
-    sentence = inject(first_sentence(text))  # so that 6*9 and its token are one item
-    items = list(_items(sentence))
+    sentence = first_sentence(text)
+    written = _item_after_equals(sentence)
+    if written is None or not written.in_digits or _in_expression(sentence, written):
+        sentence = inject(sentence)  # so that 6*9 and its token are one item
+        items = list(_items(sentence))
+        written = _item_after_equals(sentence) or (items[-1] if items else None)
+    return None if written is None or _in_expression(sentence, written) else written
+
+
+def _item_after_equals(sentence: str) -> _Item | None:
     after = sentence.rfind("=") + 1
-    item = next((item for item in items if after and item.start >= after), None)
-    item = item or (items[-1] if items else None)
-    if item is None:
-        return None
+    return next((item for item in _items(sentence) if after and item.start >= after), None)
+
+
+def _in_expression(sentence: str, item: _Item) -> bool:
     before = sentence[max(0, item.start - 20) : item.start]
-    if _OPERATOR_AFTER.match(sentence, item.end) or _OPERATOR_BEFORE.search(before):
-        return None
-    return item
+    after = _OPERATOR_AFTER.match(sentence, item.end)
+    return bool(after or _OPERATOR_BEFORE.search(before))

@@ -215,7 +215,7 @@ def _value(text):
     for name in ("add", "sub", "mul", "truediv", "neg"):
         method = getattr(Fraction, f"__{name}__")
         setattr(Exact, f"__{name}__", lambda *terms, method=method: Exact(method(*terms)))
-    source = re.sub(r"[0-9]+(?:\.[0-9]+)?", lambda match: f"E('{match[0]}')", text)
+    source = re.sub(r"[0-9]*\.?[0-9]+", lambda match: f"E('{match[0]}')", text)
     try:
         return Fraction(eval(source, {"E": Exact}))
     except (ZeroDivisionError, OverflowError):
