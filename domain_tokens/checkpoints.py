@@ -62,6 +62,7 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str,
         "stage": card["stage"] if card else None,
         "card": card is not None,
     }
+    parent["base"] = (card or {}).get("base") or parent["weights"]  # a base is its own base
     if card is None:
         return parent
     prompt = card["formats"]["prompt"]
@@ -80,10 +81,19 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str,
     return parent
 
 
+def quiet() -> None:
+    """Switch off what transformers prints while it loads and saves."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Load a checkpoint's tokenizer from disk, never from a hub."""
     from transformers import AutoTokenizer
 
+    quiet()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return tokenizer
@@ -95,6 +105,7 @@ def load_model(folder: Path, *, dtype: "torch.dtype") -> "PreTrainedModel":
     """Load a checkpoint's model in a stated number type, all tensors accounted for."""
     from transformers import AutoModelForCausalLM
 
+    quiet()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
@@ -110,6 +121,7 @@ def load_model(folder: Path, *, dtype: "torch.dtype") -> "PreTrainedModel":
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Write model, tokenizer and a generation config that stops at EOS (HF format)."""
+    quiet()
     model.config.use_cache = True  # Trainer switches it off; a reader of the folder wants it on
     model.config.eos_token_id = tokenizer.eos_token_id
     generation = model.generation_config

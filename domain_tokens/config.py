@@ -72,6 +72,31 @@ class SFTConfig(Section):
     data: DataSection
 
 
+class ModelSection(Section):
+    """The shape of a GPT-2 that is trained from scratch."""
+
+    n_layer: int = Field(gt=0)
+    n_embd: int = Field(gt=0)
+    n_head: int = Field(gt=0)
+    n_positions: int = Field(gt=1)
+    initializer_range: float = Field(0.02, gt=0)
+
+
+class TextSection(Section):
+    """Where plain text comes from: rows with the key `text`."""
+
+    source: str
+    split: str = "train"
+
+
+class PretrainingConfig(Section):
+    """A tiny base trained from scratch on plain text."""
+
+    model: ModelSection
+    training: TrainingSection
+    data: TextSection
+
+
 class GSM8KSection(Section):
     """How the GSM8K test questions are put and answered."""
 

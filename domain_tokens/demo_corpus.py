@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from domain_tokens.errors import UserError
+from domain_tokens.run_card import read_json, write_json, write_text
 
 Split = Literal["pretraining", "train", "test"]
 Row = dict[str, Any]
@@ -27,90 +32,19 @@ END_OF_TEXT = "<|endoftext|>"
 # Share of all possible questions, in percent, that belongs to each split.
 SPLIT_SHARES: dict[Split, int] = {"pretraining": 50, "train": 40, "test": 10}
 
-NAMES = [
-    "Ada",
-    "Amir",
-    "Anna",
-    "Ben",
-    "Carla",
-    "Chen",
-    "David",
-    "Dina",
-    "Elif",
-    "Emma",
-    "Felix",
-    "Finn",
-    "Grace",
-    "Hana",
-    "Hugo",
-    "Ida",
-    "Ivan",
-    "Jack",
-    "Jana",
-    "Karl",
-    "Kofi",
-    "Lena",
-    "Liam",
-    "Lucy",
-    "Mara",
-    "Mia",
-    "Nina",
-    "Noah",
-    "Omar",
-    "Oscar",
-    "Paul",
-    "Petra",
-    "Rosa",
-    "Sam",
-    "Sara",
-    "Tariq",
-    "Tina",
-    "Tom",
-    "Vera",
-    "Yuki",
-]
-CONTAINERS = ["bag", "basket", "box", "bucket", "crate", "jar", "pack", "tray"]
-THINGS = [
-    "apple",
-    "bead",
-    "book",
-    "button",
-    "card",
-    "coin",
-    "cookie",
-    "egg",
-    "flower",
-    "grape",
-    "key",
-    "lemon",
-    "marble",
-    "nut",
-    "orange",
-    "pear",
-    "pen",
-    "plum",
-    "ribbon",
-    "rose",
-    "shell",
-    "stamp",
-    "sticker",
-    "stone",
-    "toy",
-]
-ANIMALS = ["cat", "dog", "duck", "goat", "hen", "horse", "mouse", "owl", "rabbit", "sheep"]
-PLACES = [
-    "beach",
-    "farm",
-    "garden",
-    "library",
-    "market",
-    "museum",
-    "park",
-    "river",
-    "school",
-    "shop",
-]
-COLOURS = ["black", "blue", "brown", "green", "orange", "red", "white", "yellow"]
+NAMES = """
+    Ada Amir Anna Ben Carla Chen David Dina Elif Emma Felix Finn Grace Hana Hugo Ida Ivan
+    Jack Jana Karl Kofi Lena Liam Lucy Mara Mia Nina Noah Omar Oscar Paul Petra Rosa Sam
+    Sara Tariq Tina Tom Vera Yuki
+""".split()
+CONTAINERS = "bag basket box bucket crate jar pack tray".split()
+THINGS = """
+    apple bead book button card coin cookie egg flower grape key lemon marble nut orange
+    pear pen plum ribbon rose shell stamp sticker stone toy
+""".split()
+ANIMALS = "cat dog duck goat hen horse mouse owl rabbit sheep".split()
+PLACES = "beach farm garden library market museum park river school shop".split()
+COLOURS = "black blue brown green orange red white yellow".split()
 IRREGULAR_PLURALS = {
     "box": "boxes",
     "mouse": "mice",
@@ -141,7 +75,8 @@ def plural(noun: str) -> str:
 class Template:
     """A word problem: its question and, for each step, a sentence around the calculation.
 
-    A sentence holds `{step}` where GSM8K writes its calculation: `6*9 = <<6*9=54>>54`.
+    A sentence holds `{step}` where GSM8K writes its calculation, `6*9 = <<6*9=54>>54`, or
+    `{result}` where it gives the number outright.
     """
 
     question: str
@@ -176,16 +111,14 @@ TIMES = (
         ("The garden has {step} trees.",),
     ),
 )
-# a * b, asked outright: keeps the table of the chat stage alive.
-ASKED = (
-    Template(
-        "{name} asks {other}: what is {a} times {b}?",
-        ("The answer is {step}.",),
-    ),
-    Template(
-        "{name} wants to know: how much is {a} times {b}?",
-        ("The answer is {step}.",),
-    ),
+# a * b or a + b, asked and answered outright: keeps alive what the chat stage taught.
+ASKED_TIMES = (
+    Template("{name} asks {other}: What is {a} times {b}?", ("The answer is {result}.",)),
+    Template("What is {a} times {b}? Please tell {name}.", ("The answer is {result}.",)),
+)
+ASKED_PLUS = (
+    Template("{name} asks {other}: What is {a} plus {b}?", ("The answer is {result}.",)),
+    Template("What is {a} plus {b}? Please tell {name}.", ("The answer is {result}.",)),
 )
 # a + b.
 PLUS = (
@@ -327,8 +260,9 @@ class Family:
 
 
 FAMILIES = (
-    Family(12, ASKED, (MULTIPLY,), _factors),
-    Family(24, TIMES, (MULTIPLY,), _factors),
+    Family(12, ASKED_TIMES, (MULTIPLY,), _factors),
+    Family(6, ASKED_PLUS, (ADD,), _sum_below_100),
+    Family(18, TIMES, (MULTIPLY,), _factors),
     Family(10, PLUS, (ADD,), _sum_below_100),
     Family(10, MINUS, (SUBTRACT,), _difference_below_100),
     Family(16, TIMES_PLUS, (MULTIPLY, ADD), _factors_and_addend),
@@ -385,7 +319,7 @@ def _problem(rng: Random) -> Row:
     ):
         left, result = result, compute(result, right)
         step = f"{left}{sign}{right} = <<{left}{sign}{right}={result}>>{result}"
-        lines.append(sentence.format(step=step, **words))
+        lines.append(sentence.format(step=step, result=result, **words))
     lines.append(f"#### {result}")
     return {"question": template.question.format(**words), "answer": "\n".join(lines)}
 
@@ -509,9 +443,14 @@ def chat_rows(count: int, seed: int) -> Iterator[Row]:
             yield {"id": row_id, "messages": messages, "source": source}
 
 
+def _topic(rng: Random) -> tuple[str, Callable[[Random], Exchange]]:
+    source, _, make = rng.choices(EXCHANGES, [weight for _, weight, _ in EXCHANGES])[0]
+    return source, make
+
+
 def _conversation(rng: Random) -> tuple[str, list[dict[str, str]]]:
     """One to three exchanges of one kind, sometimes after a system prompt."""
-    source, _, make = rng.choices(EXCHANGES, [weight for _, weight, _ in EXCHANGES])[0]
+    source, make = _topic(rng)
     messages = []
     if rng.random() < 0.15:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
@@ -527,12 +466,20 @@ def _conversation(rng: Random) -> tuple[str, list[dict[str, str]]]:
 
 FACT_STATEMENTS = (
     "{a}*{b}={result}",
-    "{a}*{b}={result}",
+    "{a}*{b} = <<{a}*{b}={result}>>{result}",
     "{a} times {b} is {result}.",
     "{a} groups of {b} make {result}.",
 )
-SUM_STATEMENTS = ("{a}+{b}={result}", "{a} plus {b} is {result}.")
-DIFFERENCE_STATEMENTS = ("{a}-{b}={result}", "{a} minus {b} is {result}.")
+SUM_STATEMENTS = (
+    "{a}+{b}={result}",
+    "{a}+{b} = <<{a}+{b}={result}>>{result}",
+    "{a} plus {b} is {result}.",
+)
+DIFFERENCE_STATEMENTS = (
+    "{a}-{b}={result}",
+    "{a}-{b} = <<{a}-{b}={result}>>{result}",
+    "{a} minus {b} is {result}.",
+)
 STORY_SENTENCES = (
     "{name} and {other} went to the {place}.",
     "They saw {n:{animal}} there.",
@@ -542,6 +489,17 @@ STORY_SENTENCES = (
     "Then {name} gave a {thing} to {other}.",
     "In the evening they went home.",
 )
+
+
+# What a document of pretraining text is about, and how often.
+DOCUMENT_WEIGHTS = {
+    "facts": 30,
+    "sums": 15,
+    "differences": 10,
+    "story": 3,
+    "talk": 10,
+    "problem": 32,
+}
 
 
 def pretraining_texts(count: int, seed: int) -> Iterator[str]:
@@ -556,9 +514,7 @@ def pretraining_texts(count: int, seed: int) -> Iterator[str]:
 
 
 def _document(rng: Random, problems: Iterator[Row]) -> str:
-    kind = rng.choices(
-        ("facts", "sums", "differences", "story", "talk", "problem"), (10, 15, 15, 4, 12, 44)
-    )[0]
+    kind = rng.choices(list(DOCUMENT_WEIGHTS), list(DOCUMENT_WEIGHTS.values()))[0]
     if kind == "facts":
         return _statements(rng, FACT_STATEMENTS, MULTIPLY, _factors)
     if kind == "sums":
@@ -568,14 +524,9 @@ def _document(rng: Random, problems: Iterator[Row]) -> str:
     if kind == "story":
         return _story(rng)
     if kind == "talk":
-        _, messages = _conversation(rng)
-        return "\n".join(_spoken(message) for message in messages)
+        return "\n".join(_topic(rng)[1](rng))
     problem = next(problems)
-    return f"User: {problem['question']}\nAssistant: {problem['answer']}"
-
-
-def _spoken(message: dict[str, str]) -> str:
-    return f"{message['role'].capitalize()}: {message['content']}"
+    return f"{problem['question']}\n{problem['answer']}"
 
 
 def _statements(
@@ -600,7 +551,46 @@ def _story(rng: Random) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Tokenizer and files
+# Files and tokenizer
+
+SIZES = {"pretraining": 20_000, "chat": 3_000, "train": 4_000, "test": 500}
+VOCABULARY = 512  # tokens; small, so that little of a tiny model's work goes to the output layer
+MANIFEST = "manifest.json"
+
+
+def write(folder: Path, *, seed: int) -> bool:
+    """Write all corpora and the tokenizer to a folder; return False where they are there already.
+
+    Files: `pretraining.jsonl`, `chat.jsonl`, `train.jsonl`, `test.jsonl`, `tokenizer/` and a
+    manifest. The folder appears as a whole or not at all. Raises UserError where the folder holds
+    other corpora.
+    """
+    generator = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    manifest = {"seed": seed, "sizes": SIZES, "vocabulary": VOCABULARY, "generator": generator}
+    if folder.exists():
+        if (folder / MANIFEST).exists() and read_json(folder / MANIFEST) == manifest:
+            return False
+        raise UserError(
+            f"{folder} holds other demo corpora than this code makes; "
+            "move it away with all that was trained on it, or give another --output-root"
+        )
+    work = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    texts = list(pretraining_texts(SIZES["pretraining"], seed))
+    rows: dict[str, Iterable[Row]] = {
+        "pretraining": ({"text": text} for text in texts),
+        "chat": chat_rows(SIZES["chat"], seed),
+        "train": problem_rows(SIZES["train"], seed, "train"),
+        "test": problem_rows(SIZES["test"], seed, "test"),
+    }
+    for name, content in rows.items():
+        lines = (json.dumps(row, ensure_ascii=False) for row in content)
+        write_text(work / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+    train_tokenizer(texts, VOCABULARY).save_pretrained(work / "tokenizer")
+    write_json(work / MANIFEST, manifest)
+    work.rename(folder)
+    return True
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -90,6 +90,7 @@ class Answers:
                 )
         if self.results.exists() and not overwrite:
             if resume:
+                self._refuse_another_run()
                 return False
             raise UserError(f"{self.results} is already there; --overwrite replaces it")
         if self._partial.exists() and not (resume or overwrite):
@@ -102,6 +103,15 @@ class Answers:
         return True
 
     _restart = False
+
+    def _refuse_another_run(self) -> None:
+        before = identity(run_card.read_json(self.results)["card"])
+        differing = sorted(key for key in before if before[key] != self._identity[key])
+        if differing:
+            raise UserError(
+                f"{self.results} was made with another {differing[0]}; "
+                "give the same arguments, or --overwrite to start anew"
+            )
 
     def begin(self) -> dict[str, Response]:
         """Make the folder and return the responses of an earlier leg by item id."""

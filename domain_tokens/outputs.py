@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import read_json, write_json
+from domain_tokens.run_card import CARD_NAME, read_json, write_json
 
 MARKER = "unfinished.json"
 
@@ -65,6 +65,7 @@ def open_workspace(
     work = final.with_name(f".{final.name}.replacing") if state == "finished" else final
     if state == "finished" and not overwrite:
         if resume:
+            _refuse_another_run(read_json(final / CARD_NAME)["identity"], identity, final)
             return Workspace(final, final, results_name, False, True, identity)
         raise UserError(f"{final} already holds {results_name}; --overwrite replaces it")
     if state == "unfinished" and not (resume or overwrite):
@@ -88,6 +89,6 @@ def _refuse_another_run(before: dict, now: dict, folder: Path) -> None:
     if differing:
         key = differing[0]
         raise UserError(
-            f"{folder} was begun with {key} {before.get(key)!r}, now it is {now.get(key)!r}; "
-            "give the same arguments, or --overwrite to restart"
+            f"{folder} was made with {key} {before.get(key)!r}, now it is {now.get(key)!r}; "
+            "give the same arguments, or --overwrite to start anew"
         )

@@ -101,11 +101,9 @@ def run_stage(
     """
     import torch
     from transformers import set_seed
-    from transformers.utils import logging
 
     from domain_tokens import training
 
-    logging.set_verbosity_error()
     settings = config.training
     set_seed(settings.seed)
     parent_folder = Path(args.model_path)
@@ -221,7 +219,9 @@ def _finish(
         "weights": checkpoints.weights_hash(work),
         "tokenizer": checkpoints.tokenizer_hash(work),
         "parent": parent,
+        "base": parent["base"],
         "cross_base": args.cross_base,
+        "identity": workspace.identity,
         "formats": run_card.formats(),
         "data": data.fingerprint,
         "order_digest": results["order_digest"],

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from domain_tokens import hardware, packing
 from domain_tokens.config import TrainingSection
@@ -153,10 +154,16 @@ class SFTTrainer(Trainer):
 
 
 class TrainLog(TrainerCallback):
-    """Writes a line per logging step and keeps run time and token counts over resumed legs."""
+    """Writes a line per logging step and keeps run time and token counts over resumed legs.
+
+    On a terminal a progress bar shows the newest line; elsewhere lines are printed plainly.
+    """
 
     def __init__(self, path: Path, plan: Plan, *, is_writer: bool):
         self._path, self._plan, self._is_writer = path, plan, is_writer
+        self._bar = tqdm(
+            total=len(plan.steps), desc="train", unit=" steps", disable=None if is_writer else True
+        )
         self._last_step = 0
         self._last_time = self._start = time.perf_counter()
         self.earlier_seconds = 0.0
@@ -176,6 +183,15 @@ class TrainLog(TrainerCallback):
         kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
         self.earlier_seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
         self._path.write_text("".join(f"{line}\n" for line in kept))
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
 
     def on_log(
         self,
@@ -205,6 +221,18 @@ class TrainLog(TrainerCallback):
         if self._is_writer:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            self._show(line)
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if not self._bar.disable:
+            self._bar.set_postfix(loss=f"{line['loss']:.4f}", lr=f"{line['learning_rate']:.2g}")
+            return
+        print(
+            f"step {line['step']}/{line['steps']}  loss {line['loss']:.4f}  "
+            f"lr {line['learning_rate']:.3g}  grad norm {line['grad_norm']:.3g}  "
+            f"{line['tokens_per_second']:,.0f} tokens/s",
+            flush=True,
+        )
 
 
 def arguments(settings: TrainingSection, plan: Plan, folder: Path) -> TrainingArguments:
@@ -230,6 +258,7 @@ def arguments(settings: TrainingSection, plan: Plan, folder: Path) -> TrainingAr
         save_steps=settings.save_steps,
         save_total_limit=1,
         report_to=[],
+        disable_tqdm=True,  # TrainLog shows the progress
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=device == "cuda",
@@ -342,6 +371,7 @@ def train(
         data_collator=lambda items: items[0],
     )
     log = TrainLog(folder / "train_log.jsonl", plan, is_writer=trainer.is_world_process_zero())
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(log)
     done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     device, _ = hardware.choose(settings.precision)

@@ -1,12 +1,14 @@
 """Make a base checkpoint: any causal LM, extended by the 45 fact tokens, with a run card."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from domain_tokens import checkpoints, run_card, vocabulary
 from domain_tokens.command_line import Parser, add_output_arguments, run
+from domain_tokens.config import ModelSection, PretrainingConfig, load_config
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
 from domain_tokens.sft import CONDITIONS
@@ -16,28 +18,47 @@ EXAMPLE = (
     "--output-dir outputs/hf_baseline_10b"
 )
 RESULTS = "make_base_results.json"
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 1024},
-    "gpt2-random": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024},
+SHAPES = {
+    "tiny": ModelSection(n_layer=2, n_embd=64, n_head=4, n_positions=1024),
+    "gpt2-random": ModelSection(n_layer=12, n_embd=768, n_head=12, n_positions=1024),
 }
+WANTED = "a Hugging Face folder, a hub id, a pretraining YAML, tiny or gpt2-random"
 
 
-def random_model(shape: str, vocabulary_size: int, *, seed: int, eos_id: int) -> Any:
-    """Return a GPT-2 of a named shape with GPT-2's own initialisation, dropout off."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        **SHAPES[shape],
-        vocab_size=vocabulary_size,
-        bos_token_id=eos_id,
-        eos_token_id=eos_id,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="DIR|HUB_ID|FILE.yaml|tiny|gpt2-random",
+        help="a model to extend, a YAML that says how to pretrain one, or random weights",
     )
-    return GPT2LMHeadModel(config)
+    parser.add_argument("--condition", required=True, choices=CONDITIONS)
+    parser.add_argument(
+        "--tokenizer", metavar="DIR|HUB_ID", help="default: the source's or GPT-2's"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of random weights and fact rows")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override one key of the YAML, as in --set training.learning_rate=1e-3",
+    )
+    add_output_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def pretraining_config(args: argparse.Namespace) -> PretrainingConfig | None:
+    """Return the config where the source is a YAML file, else None."""
+    if args.source.endswith((".yaml", ".yml")):
+        return load_config(PretrainingConfig, args.source, args.overrides)
+    if args.overrides:
+        raise UserError(f"--set {args.overrides[0]}: only a YAML file given as --from has keys")
+    return None
 
 
 def source_model(source: str) -> Any:
@@ -52,8 +73,7 @@ def source_model(source: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError):
         raise UserError(
-            f"--from {source}: no such folder, and no such model on a hub that can be reached; "
-            "give a folder in Hugging Face format, tiny or gpt2-random"
+            f"--from {source}: not here, and not on a hub that can be reached; wanted {WANTED}"
         ) from None
 
 
@@ -74,31 +94,49 @@ def source_tokenizer(source: str | None) -> Any:
 
 def _refuse_missing_path(source: str) -> None:
     if source.startswith((".", "/", "~", "outputs/")) or source.count("/") > 1:
-        raise UserError(
-            f"{source} not found; wanted a Hugging Face folder, a hub id, tiny or gpt2-random"
-        )
+        raise UserError(f"{source} not found; wanted {WANTED}")
 
 
-def build(args: argparse.Namespace, workspace: Workspace) -> None:
-    """Extend the source's tokenizer and model, save both and write the card; results come last."""
-    from transformers.utils import logging
+def build(
+    args: argparse.Namespace, config: PretrainingConfig | None, workspace: Workspace
+) -> dict[str, Any]:
+    """Make, extend and save the model and its tokenizer; return what the run card says of them."""
+    from domain_tokens import pretraining
 
-    logging.set_verbosity_error()
-    random = args.source in SHAPES
-    known = None if random else args.source
-    tokenizer = source_tokenizer(args.tokenizer or known)
-    model = None if random else source_model(args.source)
-    rows = None if model is None else model.get_input_embeddings().weight.shape[0]
-    base_size = len(tokenizer)
+    checkpoints.quiet()
+    made_here = config is not None or args.source in SHAPES
+    tokenizer = source_tokenizer(args.tokenizer or (None if made_here else args.source))
+    trained = None
+    if made_here:
+        shape = SHAPES[args.source] if config is None else config.model
+        examples = [] if config is None else pretraining.load_examples(config, tokenizer)
+        model = pretraining.new_model(shape, tokenizer, seed=args.seed)
+        workspace.begin()
+        if config is not None:
+            trained = pretraining.pretrain(model, examples, config, workspace.work)
+    else:
+        model = source_model(args.source)
+        workspace.begin()
+    rows = model.get_input_embeddings().weight.shape[0]
     layout = vocabulary.extend_tokenizer(tokenizer, model_vocab_size=rows)
-    if model is None:
-        eos = tokenizer.eos_token_id
-        model = random_model(args.source, base_size, seed=args.seed, eos_id=eos)
     vocabulary.extend_model(model, layout, tokenizer, seed=args.seed)
-    workspace.begin()
-    work = workspace.work
-    checkpoints.save(model, tokenizer, work)
-    parent = None if random or not Path(args.source).exists() else Path(args.source)
+    checkpoints.save(model, tokenizer, workspace.work)
+    shutil.rmtree(workspace.work / "checkpoints", ignore_errors=True)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vocabulary": layout.total,
+        "first_fact_id": layout.first_fact_id,
+        "fact_rows": "the source's"
+        if rows == layout.total
+        else "mean of the rows of a*b=c + noise",
+        "pretraining": trained,
+    }
+
+
+def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any]) -> None:
+    """Write the run card and, last of all, the results."""
+    work, source = workspace.work, Path(args.source)
+    parent = {"path": args.source, "weights": checkpoints.weights_hash(source)}
     card = {
         "stage": "base",
         "condition": args.condition,
@@ -106,49 +144,41 @@ def build(args: argparse.Namespace, workspace: Workspace) -> None:
         "source": args.source,
         "weights": checkpoints.weights_hash(work),
         "tokenizer": checkpoints.tokenizer_hash(work),
-        "parent": parent and {"path": str(parent), "weights": checkpoints.weights_hash(parent)},
-        "fact_rows": "already in the source" if rows == layout.total else "mean of a*b=c + noise",
+        "parent": parent if source.is_dir() else None,
+        "fact_rows": made["fact_rows"],
+        "pretraining": made["pretraining"],
+        "identity": workspace.identity,
         "formats": run_card.formats(),
         "code": run_card.code_identity(),
         "environment": run_card.environment("cpu", "float32"),
     }
     run_card.write_json(work / run_card.CARD_NAME, card)
-    results = {
-        "condition": args.condition,
-        "source": args.source,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "vocabulary": layout.total,
-        "first_fact_id": layout.first_fact_id,
-        "weights": card["weights"],
-    }
-    run_card.write_json(work / RESULTS, results)
+    results = {"condition": args.condition, "source": args.source, "weights": card["weights"]}
+    run_card.write_json(work / RESULTS, {**results, **made})
     workspace.complete()
-    print(f"{args.output_dir}: {results['parameters']:,} parameters, vocabulary {layout.total:,}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make one base folder."""
-    parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument(
-        "--from",
-        dest="source",
-        required=True,
-        metavar="DIR|HUB_ID|tiny|gpt2-random",
-        help="a folder in Hugging Face format, a hub id, or a random model of a named shape",
-    )
-    parser.add_argument("--condition", required=True, choices=CONDITIONS)
-    parser.add_argument("--tokenizer", metavar="DIR|HUB_ID", help="default: the source's")
-    parser.add_argument("--seed", type=int, default=42, help="random weights and fact rows")
-    add_output_arguments(parser)
-    args = parser.parse_args(argv)
-    identity = {"source": args.source, "condition": args.condition, "seed": args.seed}
+    args = parse(argv)
+    config = pretraining_config(args)
+    identity = {
+        "source": args.source,
+        "condition": args.condition,
+        "seed": args.seed,
+        "config": config and config.model_dump(),
+    }
     workspace = open_workspace(
         args.output_dir, RESULTS, identity, resume=args.resume, overwrite=args.overwrite
     )
     if workspace.finished:
         print(f"{args.output_dir} is already finished")
         return 0
-    build(args, workspace)
+    made = build(args, config, workspace)
+    finish(args, workspace, made)
+    print(
+        f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}"
+    )
     return 0
 
 
