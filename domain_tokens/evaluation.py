@@ -181,10 +181,19 @@ def answer(
     return [done[q.id] for q in questions]
 
 
-def decoding_metrics(items: Sequence[dict[str, Any]], layout: Layout) -> dict[str, float | int]:
-    """Return stop rate, length and reserved-token counts; tokens count by id, not in text."""
+def decoding_metrics(
+    items: Sequence[dict[str, Any]], right: Sequence[set[int]], layout: Layout
+) -> dict[str, float | int | None]:
+    """Return stop rate, length and reserved-token counts; tokens count by id, not in text.
+
+    right: per item, the ids of the facts that belong in its answer. mul_token_correct_rate is the
+    share of emitted fact tokens that are among them, None where none was emitted.
+    """
     ids = [i for item in items for i in item["token_ids"]]
     facts = sum(i in layout.fact_ids for i in ids)
+    hits = sum(
+        i in wanted for item, wanted in zip(items, right, strict=True) for i in item["token_ids"]
+    )
     stops = [item["stop_reason"] for item in items]
     return {
         "stop_rate": stops.count("eos") / len(items),
@@ -192,6 +201,7 @@ def decoding_metrics(items: Sequence[dict[str, Any]], layout: Layout) -> dict[st
         "avg_response_tokens": len(ids) / len(items),
         "mul_token_count": facts,
         "mul_tokens_per_response": facts / len(items),
+        "mul_token_correct_rate": hits / facts if facts else None,
         "reserved_token_count": sum(i in layout.reserved_ids for i in ids),
     }
 

@@ -119,6 +119,14 @@ class Renderer:
                 ids += [*self._encode(f" {assistant}"), self.eos]
         return ids + (self._encode(forced_start) if forced_start else [])
 
+    def next_prompt(self, ids: Sequence[int], user: str) -> list[int]:
+        """Return the prompt of a further user turn; ids: all before it, without the last EOS."""
+        return [*ids, self.eos, *self._encode(_user_text("", user.strip(), 1))]
+
+    def raw_prompt(self, text: str) -> list[int]:
+        """Return the ids of a text that is no conversation; nothing typed becomes a token."""
+        return [*self._start, *self._encode(text)]
+
     def example(self, id: str, messages: Sequence[Message], *, max_length: int) -> Example | str:
         """Render a conversation for training, or return the reason why it is dropped.
 

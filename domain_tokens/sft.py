@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from domain_tokens import checkpoints, hardware, run_card
 from domain_tokens.command_line import add_config_arguments, add_output_arguments
-from domain_tokens.config import SFTConfig
-from domain_tokens.corpora import Conversation, digest
+from domain_tokens.config import DataSection, SFTConfig
+from domain_tokens.corpora import Conversation, decontaminate, digest, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
 from domain_tokens.prompts import Example, Renderer
@@ -72,6 +72,25 @@ def open_stage(
     return workspace, parent
 
 
+def drop_test_questions(
+    rows: list[Conversation], data: DataSection
+) -> tuple[list[Conversation], list[dict]]:
+    """Return the rows that do not repeat a test question, and a list of those that do.
+
+    Without data.decontaminate_against all rows are kept.
+    """
+    if data.decontaminate_against is None:
+        return rows, []
+    test = load_problems(
+        data.decontaminate_against,
+        split=data.decontaminate_split,
+        limit=None,
+        subset_seed=data.subset_seed,
+        key="data.decontaminate_against",
+    )
+    return decontaminate(rows, [problem.question for problem in test.items])
+
+
 def render(
     renderer: Renderer, conversations: Sequence[Conversation], *, max_length: int, name: str
 ) -> tuple[list[Example], Counter]:
@@ -109,12 +128,7 @@ def run_stage(
     parent_folder = Path(args.model_path)
     tokenizer = checkpoints.load_tokenizer(parent_folder)
     model = checkpoints.load_model(parent_folder, dtype=torch.float32)
-    context = getattr(model.config, "max_position_embeddings", settings.max_length)
-    if settings.max_length > context:
-        raise UserError(
-            f"training.max_length is {settings.max_length}, the model reads {context} tokens; "
-            f"--set training.max_length={context}"
-        )
+    _refuse_longer_than_context(model, settings.max_length)
     renderer = Renderer(
         tokenizer,
         inject=inject,
@@ -125,10 +139,9 @@ def run_stage(
     validation, _ = render(
         renderer, data.validation, max_length=settings.max_length, name="validation"
     )
-    processes = int(training.world_size())
     if not examples:
         raise UserError(f"no training example is left (dropped: {dict(dropped)}); see data.source")
-    plan = training.make_plan(examples, settings, processes=processes)
+    plan = training.make_plan(examples, settings, processes=training.world_size())
     if training.is_main_process():
         workspace.begin()
     print(_announcement(examples, plan, dropped + data.dropped), flush=True)
@@ -150,6 +163,15 @@ def run_stage(
         checkpoints.save(model, tokenizer, workspace.work)
         _finish(args, config, data, workspace, results)
     return results
+
+
+def _refuse_longer_than_context(model: Any, max_length: int) -> None:
+    context = getattr(model.config, "max_position_embeddings", max_length)
+    if max_length > context:
+        raise UserError(
+            f"training.max_length is {max_length}, the model reads {context} tokens; "
+            f"--set training.max_length={context}"
+        )
 
 
 def _announcement(examples: list[Example], plan: Any, dropped: Counter) -> str:

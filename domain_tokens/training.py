@@ -186,8 +186,10 @@ class TrainLog(TrainerCallback):
         self._bar.update(state.global_step - self._bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
+        """Move the bar; the first and the last step are logged whatever logging_steps says."""
         self._bar.update()
+        if state.global_step in (1, len(self._plan.steps)):
+            control.should_log = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the bar as it is."""

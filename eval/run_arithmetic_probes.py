@@ -126,12 +126,14 @@ def main(argv: list[str] | None = None) -> int:
         {**evaluation.item(subject, q, r), **score(gold, evaluation.text(subject, r))}
         for (_, _, gold), q, r in zip(chosen, questions, responses, strict=True)
     ]
+    layout = subject.layout
+    right = [{i for i in layout.fact_ids if layout.fact_of(i)[2] == gold} for _, _, gold in chosen]
     results: dict[str, Any] = {
         "metrics": {
             "condition": args.condition,
             "model_path": args.model_path,
             **metrics(items),
-            **evaluation.decoding_metrics(items, subject.layout),
+            **evaluation.decoding_metrics(items, right, layout),
             "samples_per_second": len(items) / seconds,
             "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
         },

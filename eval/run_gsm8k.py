@@ -11,8 +11,10 @@ from typing import Any
 from domain_tokens import answers, corpora
 from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
 from domain_tokens.config import GSM8KEvalConfig, load_config
+from domain_tokens.injection import find_facts
 from domain_tokens.sft import CONDITIONS
 from domain_tokens.statistics import wilson_interval
+from domain_tokens.vocabulary import FACTS, Layout
 
 EXAMPLE = (
     "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
@@ -59,6 +61,12 @@ def score(problem: corpora.Problem, response: str) -> dict[str, Any]:
         "correct_credited": found["credited"] == gold,
     }
     return {**{k: v if v is None else str(v) for k, v in found.items()}, **verdicts}
+
+
+def facts_of(problem: corpora.Problem, layout: Layout) -> set[int]:
+    """Return the ids of the facts that the gold solution uses."""
+    used = {fact.token for fact in find_facts(problem.answer)}
+    return {layout.first_fact_id + i for i, fact in enumerate(FACTS) if fact in used}
 
 
 def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
             "condition": args.condition,
             "model_path": args.model_path,
             **metrics(items),
-            **evaluation.decoding_metrics(items, subject.layout),
+            **evaluation.decoding_metrics(
+                items, [facts_of(p, subject.layout) for p in loaded.items], subject.layout
+            ),
             "samples_per_second": len(items) / seconds,
             "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
         },

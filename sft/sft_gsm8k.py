@@ -41,13 +41,10 @@ def load_data(config: SFTConfig) -> sft.StageData:
         )
         fingerprint["validation"] = other.fingerprint
         held = other.items
-    return sft.StageData(
-        [_conversation(p) for p in rows],
-        [_conversation(p) for p in held],
-        eval_split,
-        fingerprint,
-        +Counter(duplicate=loaded.duplicates),
-    )
+    train, listed = sft.drop_test_questions([_conversation(p) for p in rows], data)
+    dropped = Counter(duplicate=loaded.duplicates, repeats_test_question=len(listed))
+    validation = [_conversation(p) for p in held]
+    return sft.StageData(train, validation, eval_split, fingerprint, +dropped, listed)
 
 
 def _conversation(problem: corpora.Problem) -> corpora.Conversation:

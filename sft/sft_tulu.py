@@ -44,17 +44,8 @@ def load_data(config: SFTConfig) -> sft.StageData:
         fingerprint["validation"] = other.fingerprint
         ids = {row.id for row in rows}
         validation = [row for row in other.items if row.id not in ids]
-    listed: list[dict] = []
-    if data.decontaminate_against:
-        test = corpora.load_problems(
-            data.decontaminate_against,
-            split=data.decontaminate_split,
-            limit=None,
-            subset_seed=data.subset_seed,
-            key="data.decontaminate_against",
-        )
-        rows, listed = corpora.decontaminate(rows, [p.question for p in test.items])
-        dropped["repeats_test_question"] = len(listed)
+    rows, listed = sft.drop_test_questions(rows, data)
+    dropped["repeats_test_question"] = len(listed)
     return sft.StageData(rows, validation, "validation", fingerprint, +dropped, listed)
 
 

@@ -1,8 +1,62 @@
-"""Small models and tokenizers that tests share; nothing here needs a network."""
+"""Small models, tokenizers and finished runs that tests share; nothing here needs a network."""
+
+import hashlib
+import importlib.util
+import shutil
+from pathlib import Path
 
 import pytest
 
+from domain_tokens import command_line, demo_corpus
 from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_script(path):
+    """Import a script by its path below the repository's root."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(path, *arguments):
+    """Run a script in this process as the shell would; return its exit status."""
+    return command_line.run(load_script(path).main, [str(a) for a in arguments])
+
+
+def tree(folder):
+    """Every file below a folder with a hash of its content, to see that nothing was touched."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory):
+    """The whole demo at a fiftieth of its size: the folder that holds `demo/`. Do not write there.
+
+    The model learns nothing; what the stages write and pass on is what counts.
+    """
+    root = tmp_path_factory.mktemp("experiment")
+    patch = pytest.MonkeyPatch()
+    sizes = {"pretraining": 200, "chat": 110, "train": 80, "test": 24}
+    patch.setattr(demo_corpus, "SIZES", sizes)
+    patch.chdir(ROOT)
+    try:
+        assert call("scripts/run_experiment.py", "--output-root", root) == 0
+    finally:
+        patch.undo()
+    return root
+
+
+@pytest.fixture
+def demo(experiment, tmp_path):
+    """A copy of the small demo that a test may change: the folder of its stages."""
+    return Path(shutil.copytree(experiment / "demo", tmp_path / "demo"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens.config import GSM8KEvalConfig, ProbeEvalConfig, SFTConfig, load_config
+from domain_tokens.config import (
+    GSM8KEvalConfig,
+    PretrainingConfig,
+    ProbeEvalConfig,
+    SFTConfig,
+    load_config,
+)
 from domain_tokens.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -12,6 +18,8 @@ TULU = ROOT / "sft/configs/tulu.yaml"
 
 
 def _kind(path: Path):
+    if path.name == "base.yaml":
+        return PretrainingConfig
     if path.is_relative_to(ROOT / "sft"):
         return SFTConfig
     return GSM8KEvalConfig if "gsm8k" in path.name else ProbeEvalConfig

@@ -1,0 +1,486 @@
+"""Two arms side by side: pair their evaluations, refuse unequal ones, compare item by item."""
+
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from domain_tokens.errors import UserError
+from domain_tokens.run_card import hash_files, read_json
+from domain_tokens.statistics import (
+    best_constant,
+    holm,
+    mcnemar_exact,
+    paired_difference_interval,
+    wilson_interval,
+)
+
+ARMS = ("baseline", "mul_tokens")
+# Evaluation -> (accuracy's name in the metrics, verdict's name in an item); the first is tested
+# for the verdict, the others are shown.
+ACCURACIES = {
+    "gsm8k": (
+        ("accuracy", "correct"),
+        ("accuracy_flexible", "correct_flexible"),
+        ("accuracy_expression_credited", "correct_credited"),
+    ),
+    "arithmetic": (
+        ("overall_accuracy", "correct"),
+        ("overall_accuracy_expression_credited", "correct_credited"),
+    ),
+}
+FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
+SETTING = ("code.tree", "environment.device_type", "environment.dtype")
+# Where data lie says nothing about what they are; their fingerprints are compared.
+PATHS = ("data.source", "training.config.data.source", "training.config.data.validation_source")
+SEEDED = ("seed", "training.order_digest")  # differ from one replicate to the next
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of one checkpoint: its metrics, its run card and its items by id."""
+
+    results: Path
+    metrics: dict[str, Any]
+    card: dict[str, Any]
+    items: dict[str, dict[str, Any]]
+    files: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An evaluation folder: one checkpoint, with the training seed of its lineage."""
+
+    folder: Path
+    seed: Any
+    evaluations: dict[str, Evaluation]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The run card of either evaluation; what they say of the checkpoint is the same."""
+        return next(iter(self.evaluations.values())).card
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A must-equal key whose values differ between two folders."""
+
+    key: str
+    folders: tuple[str, str]
+    values: tuple[Any, Any]
+
+
+def load_run(folder: Path, *, condition: str) -> Run:
+    """Load what an evaluation folder holds.
+
+    Raises UserError where nothing finished is there, the folder is of the other arm, it mixes
+    checkpoints, or the results do not follow from the items.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} not found; wanted a folder that an evaluation script wrote")
+    names = [name for name in ACCURACIES if (folder / f"{name}_results.json").exists()]
+    if not names:
+        raise UserError(
+            f"{folder} holds neither gsm8k_results.json nor arithmetic_results.json; "
+            "run eval/run_gsm8k.py or eval/run_arithmetic_probes.py first"
+        )
+    evaluations = {name: _load_evaluation(folder, name) for name in names}
+    for evaluation in evaluations.values():
+        card = evaluation.card
+        trained = card["training"]["condition"] if card["training"] else condition
+        got = card["condition"] if card["condition"] != condition else trained
+        if got != condition:
+            raise UserError(
+                f"{evaluation.results} is of condition {got} and was given as {condition}; "
+                "are the folders swapped?"
+            )
+    cards = [evaluation.card for evaluation in evaluations.values()]
+    if len({card["weights"] for card in cards}) > 1:
+        raise UserError(f"{folder} mixes evaluations of two checkpoints; evaluate one of them anew")
+    training = cards[0]["training"]
+    seed = training["seed"] if training else cards[0]["seed"]
+    return Run(folder, seed, evaluations)
+
+
+def pair_runs(baseline: Sequence[Run], mul_tokens: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Pair the runs of two arms by seed, in the order of the baseline's folders.
+
+    One run per arm is a pair whatever the seeds (a difference of seeds is then refused by its
+    key). Raises UserError for a seed that is there twice or in one arm only.
+    """
+    if len(baseline) == len(mul_tokens) == 1:
+        return [(baseline[0], mul_tokens[0])]
+    for arm, runs in zip(ARMS, (baseline, mul_tokens), strict=True):
+        seed, count = Counter(run.seed for run in runs).most_common(1)[0]
+        if count > 1:
+            folders = ", ".join(str(run.folder) for run in runs if run.seed == seed)
+            raise UserError(f"{arm} has seed {seed} {count} times ({folders}); give each seed once")
+    by_seed = {run.seed: run for run in mul_tokens}
+    alone = {run.seed for run in baseline} ^ by_seed.keys()
+    if alone:
+        raise UserError(
+            f"seeds cannot be paired: baseline has {[r.seed for r in baseline]}, mul_tokens has "
+            f"{[r.seed for r in mul_tokens]}; give the same seeds in both arms"
+        )
+    return [(run, by_seed[run.seed]) for run in baseline]
+
+
+def must_equal(card: dict[str, Any]) -> dict[str, Any]:
+    """Return, by dotted key, what has to be the same in both arms (design §2, rule 10).
+
+    Paths, times, parents and injection counts are no part of it. Raises KeyError, naming the key,
+    for a card that lacks one.
+    """
+    training = card["training"]
+    flat = {key: _at(card, key) for key in ("stage", "tokenizer", *FORMATS, *SETTING)}
+    flat["seed"] = training["seed"] if training else card["seed"]
+    flat |= _flatten(card["data"], "data") | _flatten(card["decode"], "decode")
+    flat["training.stage"] = training["stage"] if training else "base"
+    if flat["training.stage"] != "base":
+        for key in ("order_digest", *FORMATS, *SETTING):
+            flat[f"training.{key}"] = _at(training, key)
+        flat["training.parent.stage"] = training["parent"]["stage"] or "base"
+        flat |= _flatten(training["config"], "training.config")
+        flat |= _flatten(training["data"], "training.data")
+        del flat["training.config.training.seed"]  # it is the key `seed`
+        against = "training.config.data.decontaminate_against"  # a path: only whether, not where
+        flat[against] = flat[against] is not None
+    return {key: value for key, value in flat.items() if key not in PATHS}
+
+
+def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> list[Difference]:
+    """Return the permitted differences; raise UserError for any other, with both values.
+
+    Arms are compared within each pair, and each pair with the first but for what a seed decides.
+    allowed: keys, or the beginning of keys up to a dot.
+    """
+    first = pairs[0][0]
+    found: list[Difference] = []
+    known: set[str] = set()
+    for baseline, mul_tokens in pairs:
+        for one, other, ignored in ((baseline, mul_tokens, ()), (first, baseline, SEEDED)):
+            for name in one.evaluations.keys() & other.evaluations.keys():
+                cards = [_must_equal(run.evaluations[name]) for run in (one, other)]
+                keys = [k for k in {**cards[0], **cards[1]} if k not in ignored]
+                known.update(keys)
+                folders = (str(one.folder), str(other.folder))
+                found += [
+                    Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
+                    for key in keys
+                    if cards[0].get(key) != cards[1].get(key)
+                ]
+    for key in allowed:
+        if not any(_covers(key, k) for k in known):
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(sorted(known))}"
+            raise UserError(f"--allow-diff {key}: no such key is compared; {hint}")
+    refused = [d for d in found if not any(_covers(key, d.key) for key in allowed)]
+    if refused:
+        listed = {
+            d.key: f"{d.key} ({_short(d.values[0])} and {_short(d.values[1])})" for d in refused
+        }
+        raise UserError(
+            f"{' and '.join(refused[0].folders)} differ in {'; '.join(listed.values())}: "
+            "run both arms alike, or permit it with --allow-diff KEY"
+        )
+    return list({(d.key, d.folders): d for d in found}.values())
+
+
+def compare(pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
+    """Return the whole comparison as plain data: per pair, mean deltas over pairs, verdicts.
+
+    All rates and deltas (mul_tokens - baseline) are fractions 0–1. Raises UserError where item
+    ids, prompts or golds of a pair differ, or no evaluation is in all folders.
+    """
+    runs = [run for pair in pairs for run in pair]
+    names = [name for name in ACCURACIES if all(name in run.evaluations for run in runs)]
+    left_out = sorted({name for run in runs for name in run.evaluations} - set(names))
+    if not names:
+        raise UserError("no evaluation is in all of these folders; run the same one in both arms")
+    compared = [_compare_pair(pair, names) for pair in pairs]
+    headlines = [row for one in compared for row in one["endpoints"] if row["headline"]]
+    adjusted = holm([row["mcnemar_p"] for row in headlines])
+    for row, p in zip(headlines, adjusted, strict=True):
+        row["mcnemar_p_holm"] = p
+    replicates = min(_replicates([pair[arm] for pair in pairs]) for arm in (0, 1))
+    report: dict[str, Any] = {
+        "evaluations": names,
+        "not_compared": left_out,
+        "pairs": compared,
+        "mean_deltas": _mean_deltas(compared),
+        "independent_replicates": replicates,
+        "same_base": _same_base(pairs),
+    }
+    report["verdicts"] = list(_verdicts(report))
+    return report
+
+
+def endpoints_of(items: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[str, str, list]]:
+    """Yield (endpoint, verdict's name in an item, ids of its items) of one evaluation."""
+    for endpoint, verdict in ACCURACIES[name]:
+        yield endpoint, verdict, [item["id"] for item in items]
+    if name == "arithmetic":
+        for category in dict.fromkeys(item["category"] for item in items):
+            ids = [item["id"] for item in items if item["category"] == category]
+            yield f"{category}.accuracy", "correct", ids
+            yield f"{category}.accuracy_expression_credited", "correct_credited", ids
+
+
+def _load_evaluation(folder: Path, name: str) -> Evaluation:
+    results, path = folder / f"{name}_results.json", folder / f"{name}_items.jsonl"
+    tree = read_json(results)
+    try:
+        metrics, card = tree["metrics"], tree["card"]
+        missing = [k for k in ("condition", "weights", "training", "seed") if k not in card]
+    except (KeyError, TypeError):
+        missing = ["metrics and card"]
+    if missing:
+        raise UserError(f"{results} has no {missing[0]}; evaluate that checkpoint again")
+    items = _read_items(path)
+    evaluation = Evaluation(results, metrics, card, items, hash_files([results, path]))
+    for endpoint, verdict, ids in endpoints_of(list(items.values()), name):
+        counted = sum(items[i][verdict] for i in ids) / len(ids)
+        claimed = _claimed(metrics, endpoint)
+        if claimed is not None and not math.isclose(claimed, counted, abs_tol=1e-9):
+            raise UserError(
+                f"{results} says {endpoint} {claimed}, its items say {counted}; they are not of "
+                "one run: evaluate again"
+            )
+    return evaluation
+
+
+def _claimed(metrics: dict[str, Any], endpoint: str) -> float | None:
+    if "." not in endpoint:
+        return metrics.get(endpoint)
+    category, _, name = endpoint.partition(".")
+    return metrics.get("category_accuracies", {}).get(category, {}).get(name)
+
+
+def _read_items(path: Path) -> dict[str, dict[str, Any]]:
+    name = path.name.removesuffix("_items.jsonl")
+    wanted = {"id", "prompt_hash", "gold", *(verdict for _, verdict in ACCURACIES[name])}
+    if name == "arithmetic":
+        wanted.add("category")
+    items: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; evaluate that checkpoint again") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            item = json.loads(line)
+            missing = sorted(wanted - item.keys())
+        except (ValueError, AttributeError):
+            raise UserError(f"{path} line {number} is not a JSON object; evaluate again") from None
+        if missing:
+            raise UserError(f"{path} line {number} has no {missing[0]}; evaluate again")
+        if item["id"] in items:
+            raise UserError(f"{path} has item {item['id']} twice; evaluate again")
+        items[item["id"]] = item
+    if not items:
+        raise UserError(f"{path} has no items; evaluate again")
+    return items
+
+
+def _must_equal(evaluation: Evaluation) -> dict[str, Any]:
+    try:
+        return must_equal(evaluation.card)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{evaluation.results}: its card lacks {error}; evaluate that checkpoint again"
+        ) from None
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}")
+    return flat
+
+
+def _covers(allowed: str, key: str) -> bool:
+    return key == allowed or key.startswith(f"{allowed}.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:13]}…"
+
+
+def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]:
+    endpoints, metrics, floors = [], {}, {}
+    for name in names:
+        one, other = (run.evaluations[name] for run in pair)
+        _refuse_unpaired(one, other)
+        for index, (endpoint, verdict, ids) in enumerate(
+            endpoints_of(list(one.items.values()), name)
+        ):
+            right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
+            row = {"evaluation": name, "endpoint": endpoint, "headline": index == 0}
+            endpoints.append(row | _compare_items(*right))
+        metrics[name] = _plain_metrics(one.metrics, other.metrics)
+        floors[name] = asdict(best_constant([item["gold"] for item in one.items.values()]))
+    return {
+        "seed": pair[0].seed,
+        **{
+            arm: {
+                "folder": str(run.folder),
+                "weights": run.card["weights"],
+                "files": {name: run.evaluations[name].files for name in names},
+            }
+            for arm, run in zip(ARMS, pair, strict=True)
+        },
+        "endpoints": endpoints,
+        "metrics": metrics,
+        "best_constant": floors,
+    }
+
+
+def _refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+    where = f"{one.results} and {other.results}"
+    alone = sorted(one.items.keys() ^ other.items.keys())
+    if alone:
+        raise UserError(
+            f"{where} are not of the same items: {len(alone)} are in one only ({alone[0]}); "
+            "evaluate both arms on the same data"
+        )
+    for key in ("prompt_hash", "gold"):
+        bad = [i for i, item in one.items.items() if item[key] != other.items[i][key]]
+        if bad:
+            raise UserError(
+                f"{where} have another {key} for {len(bad)} items ({bad[0]}); evaluate both arms "
+                "with the same code, tokenizer and data"
+            )
+
+
+def _compare_items(baseline: list[bool], mul_tokens: list[bool]) -> dict[str, Any]:
+    """Compare two verdicts per item; the lists are in the same order of items."""
+    counts = Counter(zip(baseline, mul_tokens, strict=True))
+    both, neither = counts[True, True], counts[False, False]
+    b, c = counts[True, False], counts[False, True]
+    total = len(baseline)
+    arms = {
+        arm: {
+            "accuracy": sum(right) / total,
+            "correct": sum(right),
+            "interval_95": list(wilson_interval(sum(right), total)),
+        }
+        for arm, right in zip(ARMS, (baseline, mul_tokens), strict=True)
+    }
+    return {
+        "total": total,
+        **arms,
+        "delta": (c - b) / total,
+        "delta_interval_95": list(paired_difference_interval(both, b, c, neither=neither)),
+        "only_baseline_right": b,
+        "only_mul_tokens_right": c,
+        "mcnemar_p": mcnemar_exact(b, c),
+    }
+
+
+def _plain_metrics(baseline: dict, mul_tokens: dict) -> dict[str, dict[str, float | None]]:
+    """Return the numbers of both arms that no item-wise test goes with; speed is left out."""
+    tested = {endpoint for group in ACCURACIES.values() for endpoint, _ in group}
+    shown: dict[str, dict[str, float | None]] = {}
+    for name in {**baseline, **mul_tokens}:
+        values = [_number(metrics.get(name)) for metrics in (baseline, mul_tokens)]
+        known = name in tested | {"correct", "total"} or name.endswith("_per_second")
+        if not known and values != [None, None]:
+            shown[name] = dict(zip(ARMS, values, strict=True))
+    return shown
+
+
+def _number(value: object) -> int | float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, per endpoint, the deltas of all seeds and their mean; no p: seeds are few."""
+    rows = []
+    for index, row in enumerate(compared[0]["endpoints"]):
+        deltas = [one["endpoints"][index]["delta"] for one in compared]
+        rows.append(
+            {
+                "evaluation": row["evaluation"],
+                "endpoint": row["endpoint"],
+                "deltas": deltas,
+                "mean_delta": math.fsum(deltas) / len(deltas),
+            }
+        )
+    return rows
+
+
+def _replicates(runs: Sequence[Run]) -> int:
+    """Count independent lineages: runs that share a trained parent, or their weights, are one."""
+    lineages = set()
+    for run in runs:
+        parent = (run.card["training"] or {}).get("parent") or {}
+        trained = parent.get("stage") not in (None, "base")
+        lineages.add(parent["weights"] if trained else run.card["weights"])
+    return len(lineages)
+
+
+def _same_base(pairs: Sequence[tuple[Run, Run]]) -> bool | None:
+    """Return whether both arms start from one base, or None where the cards do not tell."""
+    bases = set()
+    for run in (run for pair in pairs for run in pair):
+        training = run.card["training"] or {"stage": "base"}
+        bases.add(run.card["weights"] if training["stage"] == "base" else training.get("base"))
+    return None if None in bases else len(bases) == 1
+
+
+def _verdicts(report: dict[str, Any]) -> Iterator[str]:
+    """Yield what may be said, in the words of design §5."""
+    pairs = report["pairs"]
+    for one in pairs:
+        for row in (row for row in one["endpoints"] if row["headline"]):
+            start = f"seed {one['seed']}, " if len(pairs) > 1 else ""
+            floor = one["best_constant"][row["evaluation"]]
+            yield f"{start}{row['evaluation']} {row['endpoint']}: {_verdict(row, floor)}"
+    if report["same_base"] is False:
+        yield "The bases differ: pretraining noise and condition cannot be separated."
+    if report["same_base"] is None:
+        yield "The cards do not name the bases: whether both arms share one is not known here."
+    if len(pairs) > 1:
+        independent = report["independent_replicates"]
+        yield (
+            f"{len(pairs)} seeds per arm, {independent} independent lineages: the mean deltas "
+            "describe these runs. A claim about the method needs the crossed t over at least 5 "
+            "independent lineages per arm, which is not computed here."
+        )
+
+
+def _verdict(row: dict[str, Any], floor: dict[str, Any]) -> str:
+    b, c, p = row["only_baseline_right"], row["only_mul_tokens_right"], row["mcnemar_p_holm"]
+    evidence = f"(only baseline right {b}, only mul_tokens right {c}, exact McNemar p {p:.3g}"
+    if row["mcnemar_p_holm"] != row["mcnemar_p"]:
+        evidence += f" after Holm, {row['mcnemar_p']:.3g} before"
+    if p < ALPHA:
+        words = f"These two checkpoints differ on these items, {ARMS[c > b]} is higher {evidence})"
+    else:
+        words = f"No difference detected on these items {evidence})"
+    words += "; this says nothing about the method."
+    if all(row[arm]["interval_95"][0] <= floor["accuracy"] for arm in ARMS):
+        words += (
+            " Accuracy is uninformative here: neither interval lies above what always answering "
+            f"{floor['answer']} scores ({floor['accuracy']:.2%})."
+        )
+    return words

@@ -1,0 +1,121 @@
+"""Compare the two arms item by item and say what may be said."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from domain_tokens.command_line import Parser, run
+
+EXAMPLE = (
+    "uv run python scripts/compare_runs.py --baseline-dir outputs/eval_baseline "
+    "--mul-tokens-dir outputs/eval_mul_tokens --output-path outputs/comparison.json"
+)
+COLUMNS = "{:<41} {:>6} {:>21} {:>21} {:>23} {:>5} {:>5} {:>8}"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    for flag, arm in (("--baseline-dir", "baseline"), ("--mul-tokens-dir", "mul_tokens")):
+        parser.add_argument(
+            flag,
+            nargs="+",
+            action="extend",
+            required=True,
+            metavar="DIR",
+            help=f"evaluation folders of the {arm} arm, one per seed",
+        )
+    parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
+    parser.add_argument(
+        "--allow-diff",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help="permit, and record, a difference between the arms, as in decode.batch_size",
+    )
+    return parser.parse_args(argv)
+
+
+def print_pair(pair: dict[str, Any]) -> None:
+    """Print the table of one pair of checkpoints: percentages with 95 % intervals."""
+    print(
+        f"seed {pair['seed']}: {pair['baseline']['folder']} against {pair['mul_tokens']['folder']}"
+    )
+    print(COLUMNS.format("", "items", "baseline %", "mul_tokens %", "delta, points", "b", "c", "p"))
+    for row in pair["endpoints"]:
+        shown = [_percent(row[arm]) for arm in ("baseline", "mul_tokens")]
+        low, high = (100 * bound for bound in row["delta_interval_95"])
+        delta = f"{100 * row['delta']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        counts = (row["only_baseline_right"], row["only_mul_tokens_right"])
+        name = f"{row['evaluation'].replace('arithmetic', 'probes')} {row['endpoint']}"
+        name = name.replace("_expression_credited", ", credited")
+        print(COLUMNS.format(name, row["total"], *shown, delta, *counts, f"{row['mcnemar_p']:.3g}"))
+    for evaluation, floor in pair["best_constant"].items():
+        print(f"  {evaluation}: always answering {floor['answer']} scores {floor['accuracy']:.2%}")
+    for evaluation, metrics in pair["metrics"].items():
+        for name, values in metrics.items():
+            one, other = (_number(values[arm]) for arm in ("baseline", "mul_tokens"))
+            print(f"  {evaluation} {name:<32} {one:>12} {other:>12}")
+    print()
+
+
+def _percent(arm: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in arm["interval_95"])
+    return f"{100 * arm['accuracy']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print every pair, what is permitted to differ, mean deltas of several seeds, verdicts."""
+    for pair in report["pairs"]:
+        print_pair(pair)
+    print(
+        "b, c: items that only baseline, only mul_tokens has right; p: exact McNemar, exploratory"
+    )
+    for name in report["not_compared"]:
+        print(f"note: {name} results are not in all folders and were not compared")
+    for difference in report["allowed_differences"]:
+        one, other = difference["values"]
+        print(f"note: permitted difference in {difference['key']}: {one} and {other}")
+    if len(report["pairs"]) > 1:
+        print("\nmean delta over seeds, points")
+        for row in report["mean_deltas"]:
+            deltas = ", ".join(f"{100 * delta:+.2f}" for delta in row["deltas"])
+            name = f"{row['evaluation']} {row['endpoint']}"
+            print(f"  {name:<55} {100 * row['mean_delta']:+.2f}  ({deltas})")
+    print("\nVerdict")
+    for verdict in report["verdicts"]:
+        print(f"  {verdict}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Load, pair, refuse what is not alike, compare, print and write."""
+    args = parse(argv)
+    from domain_tokens import comparison, run_card
+
+    baseline, mul_tokens = (
+        [comparison.load_run(Path(folder), condition=arm) for folder in folders]
+        for arm, folders in zip(
+            comparison.ARMS, (args.baseline_dir, args.mul_tokens_dir), strict=True
+        )
+    )
+    pairs = comparison.pair_runs(baseline, mul_tokens)
+    allowed = comparison.differences(pairs, args.allow_diff)
+    report = comparison.compare(pairs)
+    report["allowed_differences"] = [asdict(difference) for difference in allowed]
+    report["code"] = run_card.code_identity()
+    print_report(report)
+    if args.output_path:
+        run_card.write_json(Path(args.output_path), report)
+        print(f"\nwritten to {args.output_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,94 @@
+"""What an output folder allows: the table of the design, row by row."""
+
+import pytest
+
+from domain_tokens.errors import UserError
+from domain_tokens.outputs import MARKER, open_workspace
+from domain_tokens.run_card import CARD_NAME, write_json
+from tests.conftest import tree
+
+IDENTITY = {"condition": "baseline", "config": {"a": 1}}
+RESULTS = "results.json"
+
+
+def make(folder, state):
+    """Bring a folder into a state of the table."""
+    if state == "absent":
+        return
+    folder.mkdir()
+    if state == "foreign":
+        (folder / "thesis.tex").write_text("mine")
+    if state == "unfinished":
+        write_json(folder / MARKER, IDENTITY)
+        (folder / "train_log.jsonl").write_text("old")
+    if state == "finished":
+        write_json(folder / CARD_NAME, {"identity": IDENTITY})
+        write_json(folder / RESULTS, {"run": "old"})
+
+
+def run(folder, *, resume=False, overwrite=False, identity=IDENTITY):
+    """A run in miniature; returns what it found, or "refused"."""
+    try:
+        space = open_workspace(str(folder), RESULTS, identity, resume=resume, overwrite=overwrite)
+    except UserError:
+        return "refused"
+    if space.finished:
+        return "already finished"
+    space.begin()
+    found = "continued" if (space.work / "train_log.jsonl").exists() else "started"
+    assert (space.work / MARKER).exists()
+    write_json(space.work / CARD_NAME, {"identity": identity})
+    write_json(space.work / RESULTS, {"run": "new"})
+    space.complete()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("state", "plain", "resume", "overwrite"),
+    [
+        ("absent", "started", "started", "started"),
+        ("empty", "started", "started", "started"),
+        ("unfinished", "refused", "continued", "started"),
+        ("finished", "refused", "already finished", "started"),
+        ("foreign", "refused", "refused", "refused"),
+    ],
+)
+def test_the_table(tmp_path, state, plain, resume, overwrite):
+    for flags, wanted in (({}, plain), ({"resume": 1}, resume), ({"overwrite": 1}, overwrite)):
+        folder = tmp_path / "".join(["run", *flags])
+        make(folder, state)
+        before = tree(tmp_path)
+        assert run(folder, **flags) == wanted
+        if wanted in ("refused", "already finished"):
+            assert tree(tmp_path) == before
+        else:
+            assert {RESULTS, CARD_NAME} <= {p.name for p in folder.iterdir()}
+            assert not (folder / MARKER).exists()
+            assert "new" in (folder / RESULTS).read_text()
+
+
+def test_a_finished_folder_stays_until_its_replacement_is_whole(tmp_path):
+    folder = tmp_path / "run"
+    make(folder, "finished")
+    before = tree(folder)
+    space = open_workspace(str(folder), RESULTS, IDENTITY, resume=False, overwrite=True)
+    space.begin()
+    (space.work / "model").write_text("half")
+    assert tree(folder) == before
+    assert run(folder, overwrite=True) == "started"  # what the killed replacement left is gone
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("state", ["unfinished", "finished"])
+def test_another_runs_folder_is_not_continued(tmp_path, state):
+    """A leg with another learning rate would have been spliced in without a word."""
+    folder = tmp_path / "run"
+    make(folder, state)
+    before = tree(folder)
+    assert run(folder, resume=True, identity=IDENTITY | {"config": {"a": 2}}) == "refused"
+    assert tree(folder) == before
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    assert run(tmp_path / "run", overwrite=True) == "refused"
