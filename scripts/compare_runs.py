@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     report["code"] = run_card.code_identity()
     print_report(report)
     if args.output_path:
+        Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
         run_card.write_json(Path(args.output_path), report)
         print(f"\nwritten to {args.output_path}")
     return 0

@@ -1,0 +1,115 @@
+"""The checkpoint check finds each fault that once went, or could go, unnoticed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import call
+
+
+def check(folder, capsys):
+    """Return the exit status and the lines of checks that found a fault."""
+    status = call("scripts/check_checkpoint.py", folder)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    return status, [line for line in lines if line.startswith("fault")]
+
+
+@pytest.fixture
+def checkpoint(demo):
+    return demo / "sft_gsm8k_mul_tokens"
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def not_a_number(tensors):
+    tensors["transformer.wpe.weight"][0, 0] = torch.nan
+
+
+def one_row_less(tensors):
+    tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:-1].clone()
+
+
+def shift(tensors):
+    tensors["transformer.h.0.mlp.c_fc.weight"] += 0.01
+
+
+BREAK = {
+    "the weights hold NaN": (
+        lambda folder: change_weights(folder, not_a_number),
+        "finite weights",
+    ),
+    "a vocabulary row is missing": (
+        lambda folder: change_weights(folder, one_row_less),
+        "vocabulary",
+    ),
+    "the weights are not those of the card": (
+        lambda folder: change_weights(folder, shift),
+        "run card",
+    ),
+    "the weights are cut off": (
+        lambda folder: (folder / "model.safetensors").write_bytes(
+            (folder / "model.safetensors").read_bytes()[:-500]
+        ),
+        "files",
+    ),
+    "generation does not stop at EOS": (
+        lambda folder: change_json(folder / "generation_config.json", eos_token_id=5),
+        "EOS",
+    ),
+    "the run was killed": (
+        lambda folder: (folder / "unfinished.json").write_text("{}"),
+        "finished",
+    ),
+    "the results are missing": (
+        lambda folder: (folder / "sft_results.json").unlink(),
+        "finished",
+    ),
+    "the card is missing": (lambda folder: (folder / "run_card.json").unlink(), "run card"),
+    "a file is missing": (lambda folder: (folder / "config.json").unlink(), "files"),
+}
+
+
+def forget_a_fact(folder):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["content"] != "<MUL_9_9_81>"
+    ]
+    path.write_text(json.dumps(tokenizer))
+
+
+def make_facts_special(folder):
+    """Special tokens vanish from decoded text: every response would have lost its facts."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] = True
+    path.write_text(json.dumps(tokenizer))
+
+
+BREAK["a fact token is missing"] = (forget_a_fact, "vocabulary")
+BREAK["fact tokens are special"] = (make_facts_special, "fact tokens")
+
+
+def test_a_sound_folder_has_no_fault(checkpoint, capsys):
+    assert check(checkpoint, capsys) == (0, [])
+
+
+@pytest.mark.parametrize("fault", BREAK)
+def test_a_fault_is_found(checkpoint, capsys, fault):
+    damage, named = BREAK[fault]
+    damage(checkpoint)
+    status, faults = check(checkpoint, capsys)
+    assert status == 1
+    assert any(line.removeprefix("fault").strip().startswith(named) for line in faults), faults

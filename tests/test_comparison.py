@@ -1,0 +1,167 @@
+"""The comparison: unequal arms are refused by key, equal ones are counted item by item."""
+
+import json
+
+import pytest
+
+from domain_tokens.run_card import write_json, write_text
+from tests.conftest import call, tree
+
+ARMS = ("baseline", "mul_tokens")
+
+
+def compare(demo, *more):
+    folders = [f"--{a.replace('_', '-')}-dir={demo / f'eval_{a}'}" for a in ARMS]
+    return call("scripts/compare_runs.py", *folders, *more)
+
+
+def edit(path, key, value):
+    """Set a dotted key of a JSON file."""
+    content = json.loads(path.read_text())
+    *parents, last = key.split(".")
+    node = content
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    write_json(path, content)
+
+
+def answer(folder, right):
+    """Rewrite the GSM8K items of a folder so that exactly these positions are right."""
+    path = folder / "gsm8k_items.jsonl"
+    items = [json.loads(line) for line in path.read_text().splitlines()]
+    for position, item in enumerate(items):
+        for verdict in ("correct", "correct_flexible", "correct_credited"):
+            item[verdict] = position in right
+    write_text(path, "".join(json.dumps(item) + "\n" for item in items))
+    for name in ("accuracy", "accuracy_flexible", "accuracy_expression_credited"):
+        edit(folder / "gsm8k_results.json", f"metrics.{name}", len(right) / len(items))
+    return len(items)
+
+
+def test_counts_deltas_and_p_are_those_of_the_items(demo):
+    total = answer(demo / "eval_baseline", {0, 1, 2, 3, 4, 5, 6})
+    assert total == answer(demo / "eval_mul_tokens", {0, 8})
+    assert compare(demo, f"--output-path={demo / 'deep' / 'report.json'}") == 0
+    report = json.loads((demo / "deep" / "report.json").read_text())
+    row = next(r for r in report["pairs"][0]["endpoints"] if r["endpoint"] == "accuracy")
+    assert (row["only_baseline_right"], row["only_mul_tokens_right"]) == (6, 1)
+    assert row["delta"] == pytest.approx(-5 / total)
+    assert row["mcnemar_p"] == pytest.approx(2 * (1 + 7) / 2**7)  # both tails of B(7, 1/2)
+    assert row["mcnemar_p_holm"] == pytest.approx(2 * row["mcnemar_p"])
+    assert row["delta_interval_95"][0] < row["delta"] < row["delta_interval_95"][1]
+    assert report["same_base"] is True
+    assert "this says nothing about the method" in report["verdicts"][0]
+
+
+def test_a_difference_between_two_checkpoints_is_not_one_of_the_method(demo, capsys):
+    answer(demo / "eval_baseline", set(range(20)))
+    answer(demo / "eval_mul_tokens", {1})
+    assert compare(demo) == 0
+    shown = capsys.readouterr().out
+    assert "These two checkpoints differ on these items, baseline is higher" in shown
+    assert "this says nothing about the method" in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("card.tokenizer", "0" * 64),
+        ("card.formats.prompt", "0"),
+        ("card.formats.injector", "0"),
+        ("card.formats.answers", "0"),
+        ("card.data.test", "0" * 64),
+        ("card.decode.max_new_tokens", 9),
+        ("card.decode.batch_size", 9),
+        ("card.environment.device_type", "cuda"),
+        ("card.environment.dtype", "bfloat16"),
+        ("card.code.tree", "0" * 64),
+        ("card.training.order_digest", "0" * 64),
+        ("card.training.config.training.learning_rate", 0.5),
+        ("card.training.config.training.max_length", 9),
+        ("card.training.data.train", "0" * 64),
+        ("card.training.code.tree", "0" * 64),
+        ("card.training.environment.dtype", "bfloat16"),
+        ("card.training.seed", 7),
+    ],
+)
+def test_arms_that_differ_in_more_than_one_thing_are_refused(demo, capsys, key, value):
+    edit(demo / "eval_mul_tokens" / "gsm8k_results.json", key, value)
+    before = tree(demo)
+    assert compare(demo, f"--output-path={demo / 'report.json'}") == 2
+    error = capsys.readouterr().err
+    assert key.removeprefix("card.").removesuffix("training.seed").split(".")[-1] in error
+    assert error.count("\n") == 1
+    assert tree(demo) == before
+    if "seed" not in key:
+        assert compare(demo, f"--allow-diff={key.removeprefix('card.')}") == 0
+
+
+@pytest.mark.parametrize("key", ["card.model_path", "card.training.parent.path"])
+def test_where_things_lie_makes_no_difference(demo, key):
+    edit(demo / "eval_mul_tokens" / "gsm8k_results.json", key, "elsewhere")
+    assert compare(demo) == 0
+
+
+def test_swapped_folders_are_noticed(demo, capsys):
+    swapped = [f"--{a.replace('_', '-')}-dir={demo / f'eval_{b}'}" for a, b in (ARMS, ARMS[::-1])]
+    assert call("scripts/compare_runs.py", *swapped) == 2
+    assert "swapped" in capsys.readouterr().err
+
+
+def test_results_that_do_not_follow_from_their_items_are_refused(demo, capsys):
+    edit(demo / "eval_baseline" / "gsm8k_results.json", "metrics.accuracy", 0.5)
+    assert compare(demo) == 2
+    assert "its items say" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["missing", "prompt"])
+def test_items_that_cannot_be_paired_are_refused(demo, capsys, change):
+    path = demo / "eval_baseline" / "gsm8k_items.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    if change == "prompt":
+        lines[0] = json.dumps(json.loads(lines[0]) | {"prompt_hash": "0"}) + "\n"
+    total = answer(demo / "eval_mul_tokens", set())
+    write_text(path, "".join(lines if change == "prompt" else lines[1:]))
+    if change == "missing":
+        items = [json.loads(line) for line in lines[1:]]
+        right = sum(item["correct"] for item in items)
+        assert right == 0 < total
+    assert compare(demo) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_different_bases_are_said_to_confound(demo, capsys):
+    for name in ("gsm8k", "arithmetic"):
+        edit(demo / "eval_mul_tokens" / f"{name}_results.json", "card.training.base", "0" * 64)
+    assert compare(demo) == 0
+    assert "pretraining noise and condition cannot be separated" in capsys.readouterr().out
+
+
+def seeded(demo, arm, seed):
+    """Copy an arm's evaluation as that of another seed; return its folder."""
+    folder = demo / f"eval_{arm}_seed_{seed}"
+    folder.mkdir()
+    for path in (demo / f"eval_{arm}").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    for path in folder.glob("*_results.json"):
+        edit(path, "card.training.seed", seed)
+        edit(path, "card.training.parent.weights", f"{seed}")
+    return folder
+
+
+def test_several_folders_are_paired_by_seed(demo, capsys):
+    baseline = [seeded(demo, "baseline", seed) for seed in (1, 2)]
+    mul_tokens = [seeded(demo, "mul_tokens", seed) for seed in (2, 1)]
+    words = ["--baseline-dir", *baseline, "--mul-tokens-dir", *mul_tokens]
+    assert call("scripts/compare_runs.py", *words, "--output-path", demo / "report.json") == 0
+    report = json.loads((demo / "report.json").read_text())
+    assert [pair["seed"] for pair in report["pairs"]] == [1, 2]
+    assert report["independent_replicates"] == 2
+    assert len(report["mean_deltas"][0]["deltas"]) == 2
+    capsys.readouterr()
+    assert call("scripts/compare_runs.py", *words[:2], *words[3:]) == 2
+    assert "seeds cannot be paired" in capsys.readouterr().err
+    doubled = ["--baseline-dir", *baseline, baseline[0], "--mul-tokens-dir", *mul_tokens]
+    assert call("scripts/compare_runs.py", *doubled) == 2
+    assert "give each seed once" in capsys.readouterr().err
