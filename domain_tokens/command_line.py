@@ -64,6 +64,8 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays so until the process ends)
     try:
         return main(argv)
     except UserError as error:

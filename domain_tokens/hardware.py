@@ -1,5 +1,6 @@
 """The device, its number type, its peak rate and what memory a run took."""
 
+import os
 import resource
 import time
 from typing import TYPE_CHECKING
@@ -55,3 +56,13 @@ def peak_memory_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun or accelerate started (1 without them)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes the files."""
+    return int(os.environ.get("RANK", "0")) == 0

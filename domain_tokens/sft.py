@@ -66,8 +66,10 @@ def open_stage(
         "parent_weights": parent["weights"],
         "formats": run_card.formats(),
     }
+    # Other processes may look after the first one has begun to write.
+    resume = args.resume or not (hardware.is_main_process() or args.overwrite)
     workspace = open_workspace(
-        args.output_dir, results_name, identity, resume=args.resume, overwrite=args.overwrite
+        args.output_dir, results_name, identity, resume=resume, overwrite=args.overwrite
     )
     return workspace, parent
 
@@ -141,8 +143,8 @@ def run_stage(
     )
     if not examples:
         raise UserError(f"no training example is left (dropped: {dict(dropped)}); see data.source")
-    plan = training.make_plan(examples, settings, processes=training.world_size())
-    if training.is_main_process():
+    plan = training.make_plan(examples, settings, processes=hardware.world_size())
+    if hardware.is_main_process():
         workspace.begin()
     print(_announcement(examples, plan, dropped + data.dropped), flush=True)
     outcome = training.train(model, examples, plan, settings, workspace.work)
@@ -159,7 +161,7 @@ def run_stage(
         **_utilisation(config, outcome),
         **scores,
     }
-    if training.is_main_process():
+    if hardware.is_main_process():
         checkpoints.save(model, tokenizer, workspace.work)
         _finish(args, config, data, workspace, results)
     return results

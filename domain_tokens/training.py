@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -394,13 +393,3 @@ def _mean_loss(history: list[dict[str, float]], fallback: float) -> float:
             weights.append(entry["step"] - before)
             before = entry["step"]
     return float(np.average(losses, weights=weights)) if losses else fallback
-
-
-def world_size() -> int:
-    """Return the number of processes that torchrun or accelerate started (1 without them)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Return whether this process writes the files."""
-    return int(os.environ.get("RANK", "0")) == 0
