@@ -260,8 +260,8 @@ class Family:
 
 
 FAMILIES = (
-    Family(12, ASKED_TIMES, (MULTIPLY,), _factors),
-    Family(6, ASKED_PLUS, (ADD,), _sum_below_100),
+    Family(14, ASKED_TIMES, (MULTIPLY,), _factors),
+    Family(8, ASKED_PLUS, (ADD,), _sum_below_100),
     Family(18, TIMES, (MULTIPLY,), _factors),
     Family(10, PLUS, (ADD,), _sum_below_100),
     Family(10, MINUS, (SUBTRACT,), _difference_below_100),
@@ -553,7 +553,7 @@ def _story(rng: Random) -> str:
 # ---------------------------------------------------------------------------------------------
 # Files and tokenizer
 
-SIZES = {"pretraining": 20_000, "chat": 3_000, "train": 4_000, "test": 500}
+SIZES = {"pretraining": 24_000, "chat": 4_000, "train": 5_000, "test": 500}
 VOCABULARY = 512  # tokens; small, so that little of a tiny model's work goes to the output layer
 MANIFEST = "manifest.json"
 
