@@ -50,6 +50,11 @@ class _Item:
     in_digits: bool
 
 
+def gold_text(solution: str) -> str:
+    """Return a GSM8K solution's answer as the data write it, thousands separators included."""
+    return solution.rpartition("####")[2].strip()
+
+
 def extract_strict(text: str) -> Decimal | None:
     """Return the number after the first `####`, or None if none in digits stands there.
 

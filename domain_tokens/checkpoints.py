@@ -61,6 +61,8 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str,
         "condition": card["condition"] if card else None,
         "stage": card["stage"] if card else None,
         "card": card is not None,
+        "card_hash": hash_files([folder / CARD_NAME]) if card else None,
+        "cross_base": bool(card and card.get("cross_base")),
     }
     parent["base"] = (card or {}).get("base") or parent["weights"]  # a base is its own base
     if card is None:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from domain_tokens.analysis import analyse, lineage
+from domain_tokens.config import AnalysisPlan
 from domain_tokens.errors import UserError
 from domain_tokens.run_card import hash_files, read_json
 from domain_tokens.statistics import (
@@ -75,8 +77,8 @@ class Difference:
     values: tuple[Any, Any]
 
 
-def load_run(folder: Path, *, condition: str) -> Run:
-    """Load what an evaluation folder holds.
+def load_run(folder: Path, *, condition: str | None) -> Run:
+    """Load what an evaluation folder holds, of either condition where none is wanted.
 
     Raises UserError where nothing finished is there, the folder is of the other arm, it mixes
     checkpoints, or the results do not follow from the items.
@@ -94,7 +96,7 @@ def load_run(folder: Path, *, condition: str) -> Run:
         card = evaluation.card
         trained = card["training"]["condition"] if card["training"] else condition
         got = card["condition"] if card["condition"] != condition else trained
-        if got != condition:
+        if condition is not None and got != condition:
             raise UserError(
                 f"{evaluation.results} is of condition {got} and was given as {condition}; "
                 "are the folders swapped?"
@@ -105,6 +107,25 @@ def load_run(folder: Path, *, condition: str) -> Run:
     training = cards[0]["training"]
     seed = training["seed"] if training else cards[0]["seed"]
     return Run(folder, seed, evaluations)
+
+
+def load_pilot(folders: Sequence[Path]) -> list[Run]:
+    """Load the A/A runs of one condition; none for no folders.
+
+    Raises UserError for a single folder, two conditions, or runs that are not independent.
+    """
+    runs = [load_run(folder, condition=None) for folder in folders]
+    if len(runs) == 1:
+        raise UserError("--pilot-dir names one folder; wanted at least two runs of one condition")
+    if len({run.card["condition"] for run in runs}) > 1:
+        raise UserError("--pilot-dir mixes both conditions; an A/A pilot has runs of one only")
+    shared = [n for n, count in Counter(map(lineage, runs)).items() if count > 1]
+    if shared:
+        raise UserError(
+            f"--pilot-dir holds runs that share a trained parent or their weights "
+            f"({shared[0][:12]}); they are one run, not several"
+        )
+    return runs
 
 
 def pair_runs(baseline: Sequence[Run], mul_tokens: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -191,11 +212,14 @@ def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> lis
     return list({(d.key, d.folders): d for d in found}.values())
 
 
-def compare(pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
+def compare(
+    pairs: Sequence[tuple[Run, Run]], plan: AnalysisPlan, pilot: Sequence[Run] = ()
+) -> dict[str, Any]:
     """Return the whole comparison as plain data: per pair, mean deltas over pairs, verdicts.
 
-    All rates and deltas (mul_tokens - baseline) are fractions 0–1. Raises UserError where item
-    ids, prompts or golds of a pair differ, or no evaluation is in all folders.
+    All rates and deltas (mul_tokens - baseline) are fractions 0–1, log-probabilities in nats.
+    pilot: runs of one condition, for the detectable effects. Raises UserError where item ids,
+    prompts or golds of a pair differ, or no evaluation is in all folders.
     """
     runs = [run for pair in pairs for run in pair]
     names = [name for name in ACCURACIES if all(name in run.evaluations for run in runs)]
@@ -207,16 +231,15 @@ def compare(pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
     adjusted = holm([row["mcnemar_p"] for row in headlines])
     for row, p in zip(headlines, adjusted, strict=True):
         row["mcnemar_p_holm"] = p
-    replicates = min(_replicates([pair[arm] for pair in pairs]) for arm in (0, 1))
     report: dict[str, Any] = {
         "evaluations": names,
         "not_compared": left_out,
         "pairs": compared,
         "mean_deltas": _mean_deltas(compared),
-        "independent_replicates": replicates,
-        "same_base": _same_base(pairs),
+        "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
+        "analysis": analyse(pairs, plan, pilot),
     }
-    report["verdicts"] = list(_verdicts(report))
+    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report)]
     return report
 
 
@@ -268,7 +291,7 @@ def _read_items(path: Path) -> dict[str, dict[str, Any]]:
         wanted.add("category")
     items: dict[str, dict[str, Any]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise UserError(f"{path} not found; evaluate that checkpoint again") from None
     except (OSError, ValueError) as error:
@@ -428,43 +451,18 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _replicates(runs: Sequence[Run]) -> int:
-    """Count independent lineages: runs that share a trained parent, or their weights, are one."""
-    lineages = set()
-    for run in runs:
-        parent = (run.card["training"] or {}).get("parent") or {}
-        trained = parent.get("stage") not in (None, "base")
-        lineages.add(parent["weights"] if trained else run.card["weights"])
-    return len(lineages)
-
-
-def _same_base(pairs: Sequence[tuple[Run, Run]]) -> bool | None:
-    """Return whether both arms start from one base, or None where the cards do not tell."""
-    bases = set()
-    for run in (run for pair in pairs for run in pair):
-        training = run.card["training"] or {"stage": "base"}
-        bases.add(run.card["weights"] if training["stage"] == "base" else training.get("base"))
-    return None if None in bases else len(bases) == 1
-
-
 def _verdicts(report: dict[str, Any]) -> Iterator[str]:
-    """Yield what may be said, in the words of design §5."""
+    """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
     pairs = report["pairs"]
     for one in pairs:
         for row in (row for row in one["endpoints"] if row["headline"]):
             start = f"seed {one['seed']}, " if len(pairs) > 1 else ""
             floor = one["best_constant"][row["evaluation"]]
             yield f"{start}{row['evaluation']} {row['endpoint']}: {_verdict(row, floor)}"
-    if report["same_base"] is False:
-        yield "The bases differ: pretraining noise and condition cannot be separated."
-    if report["same_base"] is None:
-        yield "The cards do not name the bases: whether both arms share one is not known here."
-    if len(pairs) > 1:
-        independent = report["independent_replicates"]
+    if report["cross_base"]:
         yield (
-            f"{len(pairs)} seeds per arm, {independent} independent lineages: the mean deltas "
-            "describe these runs. A claim about the method needs the crossed t over at least 5 "
-            "independent lineages per arm, which is not computed here."
+            "A base × SFT factorial (--cross-base): the arm of the base is not that of the SFT in "
+            f"{', '.join(report['cross_base'])}."
         )
 
 

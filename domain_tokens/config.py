@@ -98,15 +98,23 @@ class PretrainingConfig(Section):
 
 
 class GSM8KSection(Section):
-    """How the GSM8K test questions are put and answered."""
+    """How the GSM8K test questions are put and answered.
+
+    rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
+    frequent_answers: the training answers in order of frequency; the first is a constant-answer
+    floor, the first 16 that are not the gold answer are the distractors of G2.
+    """
 
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
+    rationales: int = Field(16, ge=0)
+    rationale_seed: int = 42
+    frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 class GSM8KEvalConfig(Section):
-    """The GSM8K evaluation; train_source only serves the constant-answer floor."""
+    """The GSM8K evaluation."""
 
     data: DataSection
     evaluation: GSM8KSection
@@ -118,6 +126,7 @@ class ProbeSection(Section):
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
     forced_start: str
+    suite: Literal["seed", "full"] = "seed"
     seed: int = 42
     multidigit: int = Field(100, gt=0)
     additions: int = Field(100, gt=0)
@@ -128,6 +137,20 @@ class ProbeEvalConfig(Section):
     """The arithmetic probes."""
 
     evaluation: ProbeSection
+
+
+class AnalysisPlan(Section):
+    """What was fixed before the numbers were seen; its hash stands in every comparison.
+
+    seeds: independent lineages per arm that a claim needs. alpha: over both primaries (Holm).
+    margins: equivalence margins, a1 in nats, g1 as a fraction.
+    """
+
+    seeds: int = Field(ge=5)
+    alpha: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
+    power: float = Field(gt=0, lt=1)
+    margins: dict[Literal["a1", "g1"], float]
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

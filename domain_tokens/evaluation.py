@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from tqdm import tqdm
 from domain_tokens import checkpoints, hardware, run_card
 from domain_tokens.answers import extract_strict
 from domain_tokens.corpora import Problem
+from domain_tokens.endpoints import sample_seed
 from domain_tokens.errors import UserError
-from domain_tokens.generation import Response, generate
+from domain_tokens.generation import GREEDY, Response, Sampling, generate
+from domain_tokens.injection import stands_right
 from domain_tokens.prompts import Renderer
-from domain_tokens.vocabulary import Layout, layout_of
+from domain_tokens.vocabulary import FACTS, Layout, layout_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,6 +134,7 @@ class Answers:
             for line in lines[1:-1]:  # a killed run can leave half a line behind the last newline
                 item = json.loads(line)
                 done[item["id"]] = Response(item["token_ids"], item["stop"])
+        self._restart = False
         header = [json.dumps(self._identity)]
         kept = [
             json.dumps({"id": i, "token_ids": r.token_ids, "stop": r.stop}) for i, r in done.items()
@@ -159,11 +162,20 @@ def answer(
     *,
     batch_size: int,
     max_new_tokens: int,
+    sampling_seed: int | None = None,
 ) -> list[Response]:
-    """Decode greedily what is not there yet; return a response per question, in order."""
+    """Decode what is not there yet, greedily; return a response per question, in order.
+
+    With a sampling seed responses are drawn at temperature 1, each from a seed of its own id.
+    """
     done = output.begin()
     open_questions = [q for q in questions if q.id not in done]
-    with tqdm(total=len(questions), initial=len(done), desc="answer", delay=2, disable=None) as bar:
+    sampling, name = GREEDY, "answer"
+    if sampling_seed is not None:
+        seeds = tuple(sample_seed(sampling_seed, q.id) for q in open_questions)
+        sampling, name = Sampling(temperature=1.0, row_seeds=seeds), "sample rationales"
+    known = len(questions) - len(open_questions)
+    with tqdm(total=len(questions), initial=known, desc=name, delay=2, disable=None) as bar:
 
         def keep(index: int, response: Response) -> None:
             done[open_questions[index].id] = response
@@ -176,24 +188,53 @@ def answer(
             eos_id=subject.tokenizer.eos_token_id,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            sampling=sampling,
             on_finished=keep,
         )
     return [done[q.id] for q in questions]
 
 
+def facts_in_place(subject: Subject, token_ids: Sequence[int]) -> list[bool]:
+    """Return, for each fact token of a response, whether it is right where it stands.
+
+    The other facts of the response are read as their products.
+    """
+    layout, pieces, start = subject.layout, [], 0
+    places = [at for at, token in enumerate(token_ids) if token in layout.fact_ids]
+    for at in places:
+        pieces += [_decode(subject, token_ids[start:at]), str(layout.fact_of(token_ids[at])[2])]
+        start = at + 1
+    pieces.append(_decode(subject, token_ids[start:]))
+    return [
+        stands_right(
+            "".join(pieces[: 2 * i + 1]),
+            FACTS[token_ids[at] - layout.first_fact_id],
+            "".join(pieces[2 * i + 2 :]),
+        )
+        for i, at in enumerate(places)
+    ]
+
+
+def _decode(subject: Subject, token_ids: Sequence[int]) -> str:
+    return str(subject.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
 def decoding_metrics(
-    items: Sequence[dict[str, Any]], right: Sequence[set[int]], layout: Layout
+    subject: Subject, items: Sequence[dict[str, Any]], right: Sequence[set[int]]
 ) -> dict[str, float | int | None]:
     """Return stop rate, length and reserved-token counts; tokens count by id, not in text.
 
     right: per item, the ids of the facts that belong in its answer. mul_token_correct_rate is the
-    share of emitted fact tokens that are among them, None where none was emitted.
+    share of emitted fact tokens that are among them, mul_token_valid_rate the share that are right
+    where they stand; None where none was emitted.
     """
+    layout = subject.layout
     ids = [i for item in items for i in item["token_ids"]]
     facts = sum(i in layout.fact_ids for i in ids)
     hits = sum(
         i in wanted for item, wanted in zip(items, right, strict=True) for i in item["token_ids"]
     )
+    valid = sum(sum(facts_in_place(subject, item["token_ids"])) for item in items)
     stops = [item["stop_reason"] for item in items]
     return {
         "stop_rate": stops.count("eos") / len(items),
@@ -202,6 +243,7 @@ def decoding_metrics(
         "mul_token_count": facts,
         "mul_tokens_per_response": facts / len(items),
         "mul_token_correct_rate": hits / facts if facts else None,
+        "mul_token_valid_rate": valid / facts if facts else None,
         "reserved_token_count": sum(i in layout.reserved_ids for i in ids),
     }
 
@@ -273,9 +315,14 @@ def probe_questions(
     ]
 
 
+def rationale_questions(questions: Sequence[Question], count: int) -> list[Question]:
+    """Return every question `count` times, numbered, for the arm's own rationales."""
+    return [replace(q, id=f"{q.id}#{k}") for q in questions for k in range(count)]
+
+
 def text(subject: Subject, response: Response) -> str:
     """Return what a response says; fact tokens read `<MUL_6_9_54>`."""
-    return str(subject.tokenizer.decode(response.token_ids, skip_special_tokens=True))
+    return _decode(subject, response.token_ids)
 
 
 def item(subject: Subject, question: Question, response: Response) -> dict[str, Any]:

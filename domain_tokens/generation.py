@@ -16,12 +16,22 @@ StopReason = Literal["eos", "length", "context"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is drawn; temperature 0 takes the most likely one."""
+    """How a token is drawn; temperature 0 takes the most likely one.
+
+    row_seeds: a seed for each prompt; without them a prompt's place among the prompts decides.
+    """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 42
+    row_seeds: tuple[int, ...] | None = None
+
+    def generator(self, index: int) -> torch.Generator:
+        """Return the random generator of the prompt at this place."""
+        place = self.seed * 1_000_003 + index
+        seed = place if self.row_seeds is None else self.row_seeds[index]
+        return torch.Generator().manual_seed(seed % 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +103,7 @@ class _Batch:
         self._lengths = {i: len(p) for i, p in zip(indices, prompts, strict=True)}
         self._written: dict[int, list[int]] = {i: [] for i in indices}
         self._sampling = sampling
-        self._generators = {
-            i: torch.Generator().manual_seed(_row_seed(sampling.seed, i)) for i in indices
-        }
+        self._generators = {i: sampling.generator(i) for i in indices}
 
     def run(self, eos_id: int, max_new_tokens: int, context: int) -> list[tuple[int, Response]]:
         """Decode until every row has ended; return (index, response) in the order of ending."""
@@ -147,10 +155,6 @@ class _Batch:
             device = self._mask.device
             self._input = torch.tensor([[tokens[row]] for row in going], device=device)
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(going), 1)], dim=1)
-
-
-def _row_seed(seed: int, index: int) -> int:
-    return (seed * 1_000_003 + index) % 2**63
 
 
 def _sample(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -34,6 +34,7 @@ _EQUALS = re.compile(rf"{_SPACES}=")
 _NUMBER_NEXT = re.compile(
     rf"{_SPACES}(?:[-+−]{_SPACES})?(?:\.?{_DIGIT}|[\u00b2\u00b3\u00b9\u00bc-\u00be\u2150-\u215f])"
 )
+_CALCULATED = re.compile(rf"{_SPACES}>>{_SPACES}([0-9]++)(?!\.[0-9])")
 _WHOLE = re.compile(rf"{_SPACES}([0-9]++)")
 
 # What may touch a bare a*b on its right. `*` needs an operand behind it, or it ends an emphasis.
@@ -139,6 +140,24 @@ def inject(text: str, *, mode: Mode = "weak") -> str:
 def expand(text: str) -> str:
     """Return the text with every fact token spelled out: `<MUL_6_9_54>` becomes `6*9=54`."""
     return _FACT_TOKEN.sub(lambda match: "{}*{}={}".format(*match[0][5:-1].split("_")), text)
+
+
+def stands_right(before: str, token: str, after: str) -> bool:
+    """Return whether a written fact token is right where it stands between two texts.
+
+    It is where the injector itself would put it: written out, as `a*b=c` or as `a*b`, it is found
+    there and substituting it keeps the value of the arithmetic around; a calculator's result behind
+    it (`>>54`) has to be its product.
+    """
+    equation = expand(token)
+    result = _CALCULATED.match(after)
+    if result and result[1] != equation.partition("=")[2]:
+        return False
+    return any(
+        (fact.start, fact.end, fact.token) == (len(before), len(before) + len(form), token)
+        for form in (equation, equation.partition("=")[0])
+        for fact in find_facts(f"{before}{form}{after}")
+    )
 
 
 def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | None:

@@ -45,6 +45,7 @@ def load_examples(config: PretrainingConfig, tokenizer: "PreTrainedTokenizerBase
                 kinds=np.array([TEXT] * (len(ids) - 1) + [END], dtype=np.uint8),
                 facts=0,
                 text_bytes=len(text.encode()),
+                match_bytes=0,
                 truncated=False,
             )
         )

@@ -29,7 +29,8 @@ class Example:
 
     input_ids: int32 [T]; kinds: uint8 [T], one of PROMPT, TEXT, MATCH (a fact token, or text that
     the injector would replace) and END (a supervised EOS); facts: fact tokens among the ids;
-    text_bytes: UTF-8 bytes of the supervised TEXT tokens; truncated: exchanges were cut off.
+    text_bytes, match_bytes: UTF-8 bytes of the text that the supervised TEXT and MATCH tokens stand
+    for; truncated: exchanges were cut off.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     kinds: np.ndarray
     facts: int
     text_bytes: int
+    match_bytes: int
     truncated: bool
 
     @property
@@ -114,18 +116,18 @@ class Renderer:
         system, exchanges = _exchanges([*messages, ("assistant", "-")])
         ids = list(self._start)
         for index, (user, assistant) in enumerate(exchanges):
-            ids += self._encode(_user_text(system if index == 0 else "", user, index))
+            ids += self.encode(_user_text(system if index == 0 else "", user, index))
             if index < len(exchanges) - 1:
-                ids += [*self._encode(f" {assistant}"), self.eos]
-        return ids + (self._encode(forced_start) if forced_start else [])
+                ids += [*self.encode(f" {assistant}"), self.eos]
+        return ids + (self.encode(forced_start) if forced_start else [])
 
     def next_prompt(self, ids: Sequence[int], user: str) -> list[int]:
         """Return the prompt of a further user turn; ids: all before it, without the last EOS."""
-        return [*ids, self.eos, *self._encode(_user_text("", user.strip(), 1))]
+        return [*ids, self.eos, *self.encode(_user_text("", user.strip(), 1))]
 
     def raw_prompt(self, text: str) -> list[int]:
-        """Return the ids of a text that is no conversation; nothing typed becomes a token."""
-        return [*self._start, *self._encode(text)]
+        """Return the ids of a text that is no conversation."""
+        return [*self._start, *self.encode(text)]
 
     def example(self, id: str, messages: Sequence[Message], *, max_length: int) -> Example | str:
         """Render a conversation for training, or return the reason why it is dropped.
@@ -139,10 +141,10 @@ class Renderer:
         except _IrregularError as reason:
             return str(reason)
         ids, kinds = list(self._start), [self._prompt_kind] * len(self._start)
-        facts = text_bytes = kept = 0
+        facts = text_bytes = match_bytes = kept = 0
         length = len(ids)
         for index, (user, assistant) in enumerate(exchanges):
-            prompt = self._encode(_user_text(system if index == 0 else "", user, index))
+            prompt = self.encode(_user_text(system if index == 0 else "", user, index))
             plain, injected = self._response(f" {assistant}")
             length += len(prompt) + max(len(plain.ids), len(injected.ids)) + 1
             if length > max_length:
@@ -152,6 +154,7 @@ class Renderer:
             kinds += [*[self._prompt_kind] * len(prompt), *chosen.kinds, END]
             facts += chosen.facts
             text_bytes += chosen.text_bytes
+            match_bytes += chosen.match_bytes
             kept += 1
         if kept == 0:
             return "first_exchange_too_long"
@@ -161,10 +164,12 @@ class Renderer:
             kinds=np.array(kinds, dtype=np.uint8),
             facts=facts,
             text_bytes=text_bytes,
+            match_bytes=match_bytes,
             truncated=kept < len(exchanges),
         )
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ordinary text; nothing typed becomes a token."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def _response(self, text: str) -> tuple["_Response", "_Response"]:
@@ -181,10 +186,9 @@ class Renderer:
             if hit
             for i in range(*span)
         }
-        outside = "".join(c for i, c in enumerate(text) if i not in matched)
-        plain = _Response(
-            encoded.ids, [MATCH if hit else TEXT for hit in covered], 0, len(outside.encode())
-        )
+        inside = len("".join(text[i] for i in sorted(matched)).encode())
+        kinds = [MATCH if hit else TEXT for hit in covered]
+        plain = _Response(encoded.ids, kinds, 0, len(text.encode()) - inside, inside)
         return plain, self._injected(text, matches) if matches else plain
 
     def _injected(self, text: str, matches: list[Fact]) -> "_Response":
@@ -193,7 +197,7 @@ class Renderer:
         text_bytes = cursor = 0
         for match in [*matches, None]:
             between = text[cursor : match.start if match else len(text)]
-            piece = self._encode(between) if between else []
+            piece = self.encode(between) if between else []
             ids += piece
             kinds += [TEXT] * len(piece)
             text_bytes += len(between.encode())
@@ -201,7 +205,8 @@ class Renderer:
                 ids.append(self._fact_ids[match.token])
                 kinds.append(MATCH)
                 cursor = match.end
-        return _Response(ids, kinds, len(matches), text_bytes)
+        inside = len(text.encode()) - text_bytes
+        return _Response(ids, kinds, len(matches), text_bytes, inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,7 @@ class _Response:
     kinds: list[int]
     facts: int
     text_bytes: int
+    match_bytes: int
 
 
 class _IrregularError(Exception):

@@ -248,7 +248,7 @@ def _finish(
         "tokenizer": checkpoints.tokenizer_hash(work),
         "parent": parent,
         "base": parent["base"],
-        "cross_base": args.cross_base,
+        "cross_base": args.cross_base or parent["cross_base"],
         "identity": workspace.identity,
         "formats": run_card.formats(),
         "data": data.fingerprint,

@@ -19,7 +19,7 @@ from domain_tokens import hardware, packing
 from domain_tokens.config import TrainingSection
 from domain_tokens.corpora import order
 from domain_tokens.errors import UserError
-from domain_tokens.prompts import TEXT, Example
+from domain_tokens.prompts import MATCH, TEXT, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -281,16 +281,17 @@ def last_checkpoint(folder: Path) -> str | None:
 def evaluate(
     model: "PreTrainedModel", examples: Sequence[Example], settings: TrainingSection
 ) -> dict[str, float | None]:
-    """Return the token-weighted loss in nats and bits per byte of plain supervised text.
+    """Return the token-weighted loss in nats and bits per byte of supervised text.
 
     eval_bits_per_byte leaves out EOS and whatever the injector replaces or would replace, so that
-    both arms are measured on the same bytes.
+    both arms are measured on the same bytes; eval_eligible_bits_per_byte is of just those places,
+    where a fact token stands for many spellings, and no verdict may rest on it.
     """
     if not examples:
-        return {"eval_loss": None, "eval_bits_per_byte": None}
+        return dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_eligible_bits_per_byte"))
     model.eval()
     device, dtype = hardware.choose(settings.precision)
-    total = text = 0.0
+    total = text = eligible = 0.0
     tokens = 0
     pad_id = int(examples[0].input_ids[-1])
     for start in range(0, len(examples), 32):
@@ -309,12 +310,19 @@ def evaluate(
             kinds = np.concatenate([e.kinds[1:][e.kinds[1:] > 0] for row in grouped for e in row])
             total += float(losses.sum())
             text += float(losses[kinds == TEXT].sum())
+            eligible += float(losses[kinds == MATCH].sum())
             tokens += len(losses)
-    size = sum(e.text_bytes for e in examples)
     return {
         "eval_loss": total / tokens,
-        "eval_bits_per_byte": text / math.log(2) / size if size else None,
+        "eval_bits_per_byte": _bits_per_byte(text, sum(e.text_bytes for e in examples)),
+        "eval_eligible_bits_per_byte": _bits_per_byte(
+            eligible, sum(e.match_bytes for e in examples)
+        ),
     }
+
+
+def _bits_per_byte(nats: float, size: int) -> float | None:
+    return nats / math.log(2) / size if size else None
 
 
 def training_flops(model: Any, examples: Sequence[Example], plan: Plan) -> float:

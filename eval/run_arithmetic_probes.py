@@ -1,16 +1,15 @@
 """Evaluate a checkpoint on arithmetic probes: the table, two-digit products, additions."""
 
 import argparse
-import random
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from domain_tokens import answers
 from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
-from domain_tokens.config import ProbeEvalConfig, ProbeSection, load_config
+from domain_tokens.config import ProbeEvalConfig, load_config
+from domain_tokens.probes import TABLE, probes
 from domain_tokens.sft import CONDITIONS
 from domain_tokens.statistics import wilson_interval
 
@@ -29,27 +28,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--seed", type=int, help="which probes are sampled")
+    parser.add_argument("--suite", choices=("seed", "full"), help="281 probes, or all there are")
     add_output_arguments(parser)
     add_config_arguments(parser, "eval/configs/arithmetic_probes.yaml")
     return parser.parse_args(argv)
-
-
-def probes(settings: ProbeSection) -> Iterator[tuple[str, str, int]]:
-    """Yield (category, question, answer): 81 table cells, then the two sampled categories.
-
-    Sampled without replacement: two-digit × one-digit from the 810 with factors 10–99 and 1–9,
-    additions from pairs of 1–99.
-    """
-    for a in range(1, 10):
-        for b in range(1, 10):
-            yield "mul_table", f"What is {a} times {b}?", a * b
-    chooser = random.Random(settings.seed)
-    products = [(a, b) for a in range(10, 100) for b in range(1, 10)]
-    for a, b in chooser.sample(products, settings.multidigit):
-        yield "mul_multidigit", f"What is {a} times {b}?", a * b
-    sums = [(a, b) for a in range(1, 100) for b in range(1, 100)]
-    for a, b in chooser.sample(sums, settings.additions):
-        yield "addition", f"What is {a} plus {b}?", a + b
 
 
 def score(gold: int, response: str) -> dict[str, Any]:
@@ -65,10 +47,12 @@ def score(gold: int, response: str) -> dict[str, Any]:
 
 
 def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return overall and per-category accuracies as fractions, and the 9×9 grid of verdicts."""
+    """Return overall and per-category accuracies and the 9×9 grid of them, all as fractions."""
     by_category = {c: [i for i in items if i["category"] == c] for c in CATEGORIES}
     correct = sum(i["correct"] for i in items)
     table = [i["correct"] for i in by_category["mul_table"]]
+    size = len(table) // len(TABLE)  # wordings of a cell
+    cells = [sum(table[i : i + size]) / size for i in range(0, len(table), size)]
     return {
         "overall_accuracy": correct / len(items),
         "overall_accuracy_interval_95": list(wilson_interval(correct, len(items))),
@@ -84,8 +68,13 @@ def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for category, group in by_category.items()
         },
-        "table_grid": [table[row * 9 : row * 9 + 9] for row in range(9)],
+        "table_grid": grid(cells),
     }
+
+
+def grid(cells: list[float]) -> list[list[float]]:
+    """Return 81 values in the table's order as nine rows."""
+    return [cells[row * 9 : row * 9 + 9] for row in range(9)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,10 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         "evaluation.batch_size": args.batch_size,
         "evaluation.max_new_tokens": args.max_new_tokens,
         "evaluation.seed": args.seed,
+        "evaluation.suite": args.suite,
     }
     extra = [f"{k}={v}" for k, v in flags.items() if v is not None]
     config = load_config(ProbeEvalConfig, args.config, [*args.overrides, *extra])
-    from domain_tokens import evaluation
+    from domain_tokens import endpoints, evaluation
 
     settings = config.evaluation
     subject = evaluation.load_subject(
@@ -128,12 +118,16 @@ def main(argv: list[str] | None = None) -> int:
     ]
     layout = subject.layout
     right = [{i for i in layout.fact_ids if layout.fact_of(i)[2] == gold} for _, _, gold in chosen]
+    table_score = endpoints.table_score(subject, forced_start=settings.forced_start)
     results: dict[str, Any] = {
         "metrics": {
             "condition": args.condition,
             "model_path": args.model_path,
             **metrics(items),
-            **evaluation.decoding_metrics(items, right, layout),
+            "a1": table_score.mean,
+            "a1_grid": grid(table_score.by_cell),
+            "fact_mass": table_score.fact_mass,
+            **evaluation.decoding_metrics(subject, items, right),
             "samples_per_second": len(items) / seconds,
             "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
         },

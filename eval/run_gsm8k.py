@@ -3,24 +3,33 @@
 import argparse
 import sys
 import time
-from collections import Counter
-from decimal import Decimal
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens import answers, corpora
 from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
-from domain_tokens.config import GSM8KEvalConfig, load_config
+from domain_tokens.config import GSM8KEvalConfig, GSM8KSection, load_config
 from domain_tokens.injection import find_facts
 from domain_tokens.sft import CONDITIONS
-from domain_tokens.statistics import wilson_interval
+from domain_tokens.statistics import (
+    best_constant,
+    matched_floor,
+    training_mode_constant,
+    wilson_interval,
+)
 from domain_tokens.vocabulary import FACTS, Layout
+
+if TYPE_CHECKING:
+    from domain_tokens.evaluation import Answers, Question, Subject
 
 EXAMPLE = (
     "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
     "--output-dir outputs/eval_baseline --condition baseline"
 )
 SHOWN = 50  # examples repeated in the results JSON, as in the lab note
+PERMUTATIONS = 2000  # of the golds, for the matched floor
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -69,12 +78,15 @@ def facts_of(problem: corpora.Problem, layout: Layout) -> set[int]:
     return {layout.first_fact_id + i for i, fact in enumerate(FACTS) if fact in used}
 
 
-def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return accuracies as fractions, the strict one with its Wilson interval and floor."""
+def metrics(items: list[dict[str, Any]], training_mode: str) -> dict[str, Any]:
+    """Return accuracies as fractions, the strict one with its Wilson interval and its floors."""
     total = len(items)
     correct = sum(item["correct"] for item in items)
-    golds = Counter(Decimal(item["gold"]) for item in items)
-    constant, hits = golds.most_common(1)[0]
+    golds = [item["gold"] for item in items]
+    constant = best_constant(golds)
+    matched, p = matched_floor(
+        [item["strict"] for item in items], golds, permutations=PERMUTATIONS, seed=42
+    )
     return {
         "correct": correct,
         "total": total,
@@ -82,9 +94,48 @@ def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracy_interval_95": list(wilson_interval(correct, total)),
         "accuracy_expression_credited": sum(i["correct_credited"] for i in items) / total,
         "accuracy_flexible": sum(i["correct_flexible"] for i in items) / total,
-        "best_constant_answer": str(constant),
-        "best_constant_accuracy": hits / total,
+        "training_mode_answer": training_mode,
+        "training_mode_accuracy": training_mode_constant([training_mode], golds).accuracy,
+        "best_constant_answer": constant.answer,
+        "best_constant_accuracy": constant.accuracy,
+        "matched_floor": matched,
+        "matched_floor_p": p,
     }
+
+
+def continuous(
+    subject: "Subject",
+    questions: Sequence["Question"],
+    output: "Answers",
+    *,
+    golds: Sequence[str],
+    settings: GSM8KSection,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the endpoints G1 and G2 per item and as metrics; nothing without rationales.
+
+    golds: the answers as the data write them.
+    """
+    from domain_tokens import endpoints, evaluation
+
+    count = settings.rationales
+    if count == 0:
+        return [{} for _ in questions], {}
+    drawn = evaluation.answer(
+        subject,
+        evaluation.rationale_questions(questions, count),
+        output,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        sampling_seed=settings.rationale_seed,
+    )
+    scores = endpoints.answer_scores(
+        subject,
+        [question.prompt_ids for question in questions],
+        golds,
+        [drawn[i : i + count] for i in range(0, len(drawn), count)],
+        settings.frequent_answers,
+    )
+    return [asdict(score) for score in scores], endpoints.mean_of(scores, count)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,18 +171,27 @@ def main(argv: list[str] | None = None) -> int:
         max_new_tokens=settings.max_new_tokens,
     )
     seconds = time.perf_counter() - start
-    items = [
-        {**evaluation.item(subject, q, r), **score(p, evaluation.text(subject, r))}
-        for p, q, r in zip(loaded.items, questions, responses, strict=True)
+    golds = [answers.gold_text(problem.answer) for problem in loaded.items]
+    scores, means = continuous(subject, questions, output, golds=golds, settings=settings)
+    used = [facts_of(problem, subject.layout) for problem in loaded.items]
+    items: list[dict[str, Any]] = [
+        {
+            **evaluation.item(subject, question, response),
+            **score(problem, evaluation.text(subject, response)),
+            "applicable": bool(facts),  # the gold solution uses a fact
+            **own,
+        }
+        for problem, question, response, facts, own in zip(
+            loaded.items, questions, responses, used, scores, strict=True
+        )
     ]
     results = {
         "metrics": {
             "condition": args.condition,
             "model_path": args.model_path,
-            **metrics(items),
-            **evaluation.decoding_metrics(
-                items, [facts_of(p, subject.layout) for p in loaded.items], subject.layout
-            ),
+            **metrics(items, settings.frequent_answers[0]),
+            **means,
+            **evaluation.decoding_metrics(subject, items, used),
             "samples_per_second": len(items) / seconds,
             "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
         },

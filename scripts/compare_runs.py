@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens.command_line import Parser, run
+from domain_tokens.config import AnalysisPlan, load_config
 
 EXAMPLE = (
     "uv run python scripts/compare_runs.py --baseline-dir outputs/eval_baseline "
     "--mul-tokens-dir outputs/eval_mul_tokens --output-path outputs/comparison.json"
 )
+PLAN = "eval/configs/analysis_plan.yaml"
+ROWS = "{:<31} {:>15} {:>15} {:>35} {:>9} {:>14}"
 COLUMNS = "{:<41} {:>6} {:>21} {:>21} {:>23} {:>5} {:>5} {:>8}"
 
 
@@ -27,6 +30,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             metavar="DIR",
             help=f"evaluation folders of the {arm} arm, one per seed",
         )
+    parser.add_argument(
+        "--pilot-dir",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="evaluation folders of one condition (A/A), whose noise gives the detectable effects",
+    )
+    parser.add_argument(
+        "--plan", default=PLAN, metavar="FILE", help=f"the frozen analysis plan (default: {PLAN})"
+    )
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     parser.add_argument(
         "--allow-diff",
@@ -75,6 +89,7 @@ def print_report(report: dict[str, Any]) -> None:
     """Print every pair, what is permitted to differ, mean deltas of several seeds, verdicts."""
     for pair in report["pairs"]:
         print_pair(pair)
+    print_analysis(report["analysis"])
     print(
         "b, c: items that only baseline, only mul_tokens has right; p: exact McNemar, exploratory"
     )
@@ -94,6 +109,31 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"  {verdict}")
 
 
+def print_analysis(analysis: dict[str, Any]) -> None:
+    """Print the endpoints over seeds: delta, interval, p, and what could have been detected."""
+    from domain_tokens.analysis import amount
+
+    frozen = analysis["plan"]["hash"][:12]
+    print(f"\n{analysis['clusters']} independent lineages per arm; analysis plan {frozen}")
+    print(ROWS.format("", "baseline", "mul_tokens", "delta", "p (Holm)", "detectable"))
+    for row in analysis["endpoints"]:
+        unit, bounds = row["unit"], [amount(b, row["unit"]).split()[0] for b in row["interval"]]
+        delta = f"{amount(row['delta'], unit)} [{', '.join(bounds)}]"
+        arms = [
+            amount(row[arm], unit, sign=False) if arm in row else ""
+            for arm in ("baseline", "mul_tokens")
+        ]
+        adjusted = row.get("p_holm")
+        p = "-" if row["p"] is None else f"{row['p'] if adjusted is None else adjusted:.3g}"
+        least = row.get("detectable")
+        name = row["endpoint"] + (" (primary)" if row["role"] == "primary" else "")
+        print(
+            ROWS.format(
+                name, *arms, delta, p, "-" if least is None else amount(least, unit, sign=False)
+            )
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Load, pair, refuse what is not alike, compare, print and write."""
     args = parse(argv)
@@ -107,7 +147,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     pairs = comparison.pair_runs(baseline, mul_tokens)
     allowed = comparison.differences(pairs, args.allow_diff)
-    report = comparison.compare(pairs)
+    plan = load_config(AnalysisPlan, args.plan, [])
+    report = comparison.compare(
+        pairs, plan, comparison.load_pilot([Path(f) for f in args.pilot_dir])
+    )
     report["allowed_differences"] = [asdict(difference) for difference in allowed]
     report["code"] = run_card.code_identity()
     print_report(report)

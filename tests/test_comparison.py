@@ -50,7 +50,7 @@ def test_counts_deltas_and_p_are_those_of_the_items(demo):
     assert row["mcnemar_p"] == pytest.approx(2 * (1 + 7) / 2**7)  # both tails of B(7, 1/2)
     assert row["mcnemar_p_holm"] == pytest.approx(2 * row["mcnemar_p"])
     assert row["delta_interval_95"][0] < row["delta"] < row["delta_interval_95"][1]
-    assert report["same_base"] is True
+    assert report["analysis"]["same_base"] is True
     assert "this says nothing about the method" in report["verdicts"][0]
 
 
@@ -157,7 +157,7 @@ def test_several_folders_are_paired_by_seed(demo, capsys):
     assert call("scripts/compare_runs.py", *words, "--output-path", demo / "report.json") == 0
     report = json.loads((demo / "report.json").read_text())
     assert [pair["seed"] for pair in report["pairs"]] == [1, 2]
-    assert report["independent_replicates"] == 2
+    assert report["analysis"]["clusters"] == 2
     assert len(report["mean_deltas"][0]["deltas"]) == 2
     capsys.readouterr()
     assert call("scripts/compare_runs.py", *words[:2], *words[3:]) == 2

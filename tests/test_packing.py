@@ -18,6 +18,7 @@ def make_example(ids, prompt=2):
         kinds=np.array(kinds[: len(ids)], dtype=np.uint8),
         facts=0,
         text_bytes=0,
+        match_bytes=0,
         truncated=False,
     )
 

@@ -36,7 +36,7 @@ def test_every_stage_leaves_what_the_next_one_and_the_reader_need(experiment):
             for name in ("gsm8k", "arithmetic")
             for kind in ("results.json", "items.jsonl")
         }
-    assert read(demo / "comparison.json")["same_base"] is True
+    assert read(demo / "comparison.json")["analysis"]["same_base"] is True
 
 
 @pytest.mark.parametrize("stage", ["tulu_sft", "sft"])

@@ -2,17 +2,31 @@
 
 import math
 import random
+from itertools import permutations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from domain_tokens.statistics import (
+    Estimate,
     Floor,
     best_constant,
+    bootstrap_interval,
+    crossed_t,
+    detectable_effect,
+    equivalence_p,
     holm,
+    matched_floor,
     mcnemar_exact,
+    mcnemar_midp,
     paired_difference_interval,
+    permutation_of_runs,
+    run_means_t,
+    run_noise,
+    seeds_needed,
     training_mode_constant,
     wilson_interval,
 )
@@ -131,3 +145,128 @@ def test_the_training_mode_is_chosen_without_the_test_golds():
     for lists in (([], ["5"]), (["5"], [])):
         with pytest.raises(ValueError, match="gold"):
             training_mode_constant(*lists)
+
+
+def test_midp_of_fagerlands_example():
+    """Fagerland et al. 2013, airway study: 7 and 1 discordant, exact .070, mid-p .039."""
+    assert mcnemar_exact(7, 1) == pytest.approx(0.0703, abs=5e-5)
+    assert mcnemar_midp(7, 1) == pytest.approx(0.0391, abs=5e-5)
+    assert mcnemar_midp(0, 0) == 1
+
+
+@given(COUNTS, COUNTS)
+def test_midp_lies_below_the_exact_p(b, c):
+    assert 0 < mcnemar_midp(b, c) <= mcnemar_exact(b, c)
+
+
+def test_matched_floor_is_the_mean_accuracy_of_dealt_golds():
+    predictions, golds = ["18", "18.0", "4", None], ["18", "4", "5", "18"]
+    floor, p = matched_floor(predictions, golds, permutations=4000, seed=1)
+    assert floor == pytest.approx((2 * 2 + 1 * 1) / 16)
+    # One of four is right; by hand 2 of the 12 distinct deals score nothing.
+    dealt = [
+        sum(a == b for a, b in zip([18, 18, 4, None], deal, strict=True))
+        for deal in set(permutations([18, 4, 5, 18]))
+    ]
+    assert p == pytest.approx(np.mean([d >= 1 for d in dealt]), abs=0.03)
+
+
+def test_a_model_that_always_says_five_is_exactly_at_its_floor():
+    golds = [str(i % 7) for i in range(70)]
+    assert matched_floor(["5"] * 70, golds, permutations=200, seed=3) == (1 / 7, 1.0)
+    assert matched_floor(golds, golds, permutations=200, seed=3)[1] < 0.01
+
+
+def test_run_means_t_is_the_t_test_over_run_means():
+    d = np.random.default_rng(0).normal(0.3, 1, (6, 9))
+    mine, other = run_means_t(d.mean(axis=1)), ttest_1samp(d.mean(axis=1), 0)
+    assert mine.p() == pytest.approx(other.pvalue)
+    assert mine.interval(0.95) == pytest.approx(tuple(other.confidence_interval(0.95)))
+
+
+def test_crossed_t_by_hand():
+    """Rows differ and columns do not: only the runs' mean square is left, df are at least S − 1."""
+    d = np.repeat([[0.0], [1.0], [2.0]], 50, axis=1)
+    found = crossed_t(d)
+    assert found.mean == 1
+    assert found.se == pytest.approx(1 / math.sqrt(3))
+    assert found.df == pytest.approx(2)
+
+
+def test_crossed_t_counts_items_as_a_sample():
+    """Items that agree over runs leave an error that more runs do not shrink."""
+    effect = np.random.default_rng(1).normal(0, 1, 200)
+    few, many = (crossed_t(np.repeat(effect[None], s, axis=0)) for s in (2, 50))
+    assert few.se == pytest.approx(many.se) == pytest.approx(effect.std(ddof=1) / math.sqrt(200))
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(2, 30))
+def test_crossed_t_is_never_surer_than_either_factor_alone(seed, s, n):
+    d = np.random.default_rng(seed).normal(0, 1, (s, n))
+    found = crossed_t(d)
+    by_runs, by_items = (ttest_1samp(d.mean(axis=axis), 0) for axis in (1, 0))
+    for one in (by_runs, by_items):
+        assert found.se >= abs(found.mean / one.statistic) * (1 - 1e-9)
+    assert found.df >= s - 1
+
+
+def test_equal_runs_give_no_claim():
+    nothing = crossed_t(np.zeros((5, 40)))
+    assert (nothing.p(), nothing.interval(0.975)) == (1, (0, 0))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (5,)])
+def test_a_single_run_or_item_is_refused(shape):
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        crossed_t(np.zeros(shape))
+
+
+def test_a_difference_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        run_means_t([0.0, math.nan])
+
+
+def test_permutation_of_five_runs_of_one_sign_is_two_in_thirty_two():
+    assert permutation_of_runs([1, 2, 3, 1, 5]) == 2 / 32
+    assert permutation_of_runs([1, -1]) == 1
+    assert permutation_of_runs([0.0, 0.0]) == 1
+
+
+def test_equivalence_needs_the_interval_inside_the_margin():
+    estimate = Estimate(0.2, 0.5, 9)
+    for margin in (0.3, 1.0, 1.2, 2.0):
+        low, high = estimate.interval(0.90)
+        assert (equivalence_p(estimate, margin) < 0.05) == (-margin < low and high < margin)
+
+
+def test_detectable_effect_of_a_large_study_is_the_textbook_one():
+    """Two-sided 5 %, power 80 %, normal: 2.8 standard errors."""
+    error = Estimate(0, 1, 1e9)
+    assert detectable_effect(error, comparisons=1) == pytest.approx(2.8016, abs=1e-3)
+    assert detectable_effect(error, comparisons=2) > detectable_effect(error, comparisons=1)
+
+
+def test_run_noise_ignores_what_is_between_the_arms():
+    rng = np.random.default_rng(5)
+    one, other = rng.normal(0, 1, (4, 10)), rng.normal(0, 1, (6, 10))
+    near, far = run_noise([one, other]), run_noise([one, other + 100])
+    assert near.df == 8
+    assert near.variance == pytest.approx(far.variance)
+    assert near.difference(8).se == pytest.approx(near.difference(2).se / 2)
+
+
+def test_seeds_needed_are_the_first_that_suffice():
+    noise = run_noise([np.array([[0.0], [1.0], [2.0]])])
+    seeds = seeds_needed(noise, 1.5)
+    for count, enough in ((seeds, True), (seeds - 1, False)):
+        error = Estimate(0, noise.difference(count).se, count - 1)
+        assert (detectable_effect(error) <= 1.5) == enough
+    assert seeds_needed(noise, 1e-6) is None
+
+
+def test_bootstrap_of_many_items_is_the_normal_interval():
+    d = np.random.default_rng(2).normal(0.1, 1, 3000)
+    low, high = bootstrap_interval(d.tolist())
+    reach = 1.96 * d.std() / math.sqrt(3000)
+    assert (low, high) == pytest.approx((d.mean() - reach, d.mean() + reach), abs=0.004)
+    assert bootstrap_interval([0.0, 0.0]) == (0, 0)

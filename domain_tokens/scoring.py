@@ -1,0 +1,107 @@
+"""Log-probabilities of given continuations, whose prompt is read only once."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS = 256  # continuations that are scored at once
+
+
+@torch.inference_mode()
+def continuation_log_probs(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:
+    """Return log p(continuation | prompt) in nats for every continuation of every prompt.
+
+    prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty. Prompts
+    are left-padded, their cache is repeated for each continuation; fp32 results do not depend on
+    what else is in the batch.
+    """
+    model.eval()
+    scores: list[list[float]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    for group in _groups(by_length, continuations):
+        found = _score(model, [prompts[i] for i in group], [continuations[i] for i in group])
+        for index, values in zip(group, found, strict=True):
+            scores[index] = values
+    return scores
+
+
+def _groups(indices: Sequence[int], continuations: Sequence[Sequence[Any]]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    room = 0
+    for index in indices:
+        size = len(continuations[index])
+        if not groups or size > room:
+            groups.append([])
+            room = ROWS
+        groups[-1].append(index)
+        room -= size
+    return groups
+
+
+def _score(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:
+    """Score one group. P prompts, C continuations in all, T and L tokens of each."""
+    device = model.device
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    output = model(
+        input_ids=ids,  # [P, T]
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    flat = [list(c) for group in continuations for c in group]
+    counts = torch.tensor([len(group) for group in continuations], device=device)
+    owner = torch.repeat_interleave(torch.arange(len(prompts), device=device), counts)  # [C]
+    longest = max(len(c) for c in flat)
+    padded = torch.tensor([c + [0] * (longest - len(c)) for c in flat], device=device)  # [C, L]
+    known = torch.tensor([[1] * len(c) + [0] * (longest - len(c)) for c in flat], device=device)
+    first = output.logits[:, -1].float().log_softmax(-1)  # [P, V]
+    total = first[owner, padded[:, 0]].double()  # [C]
+    if longest > 1:
+        cache = output.past_key_values
+        cache.batch_select_indices(owner)
+        positions = mask.sum(-1)[owner, None] + torch.arange(longest - 1, device=device)
+        logits = model(
+            input_ids=padded[:, :-1],
+            attention_mask=torch.cat([mask[owner], known[:, :-1]], dim=1),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits  # [C, L - 1, V]
+        later = logits.float().log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
+        total += (later.double() * known[:, 1:]).sum(-1)
+    values = total.tolist()
+    starts = [0, *counts.cumsum(0).tolist()]
+    return [values[a:b] for a, b in pairwise(starts)]
+
+
+@torch.inference_mode()
+def next_token_mass(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], ids: Sequence[int]
+) -> list[float]:
+    """Return, for each prompt, the probability that the next token is one of ids (0–1)."""
+    chosen = torch.tensor(list(ids), device=model.device)
+    masses = []
+    for prompt in prompts:
+        logits = model(
+            input_ids=torch.tensor([list(prompt)], device=model.device),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[0, -1]
+        masses.append(float(logits.double().softmax(-1)[chosen].sum()))
+    return masses

@@ -1,0 +1,147 @@
+"""The continuous endpoints against plain forward passes, and what they must not depend on."""
+
+import math
+
+import pytest
+import torch
+
+from domain_tokens import endpoints, evaluation
+from domain_tokens.generation import Response, Sampling, generate
+from domain_tokens.injection import stands_right
+from domain_tokens.probes import TABLE, TEMPLATES
+from domain_tokens.prompts import Renderer
+from domain_tokens.vocabulary import layout_of
+
+
+@pytest.fixture
+def subject(tiny_model, tokenizer, tmp_path):
+    return evaluation.Subject(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer), "fp32")
+
+
+def log_prob(model, prompt, continuation):
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *continuation]]), use_cache=False).logits[0]
+    steps = logits.double().log_softmax(-1)[len(prompt) - 1 : -1]
+    return float(steps.gather(-1, torch.tensor(continuation)[:, None]).sum())
+
+
+def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
+    found = endpoints.table_score(subject, forced_start=" The answer is")
+    renderer = Renderer(subject.tokenizer)
+    products = sorted({a * b for a, b in TABLE})
+    values = []
+    for template in TEMPLATES:
+        question = template.format(a=6, b=9)
+        prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
+        scores = [
+            log_prob(subject.model, prompt, [*renderer.encode(f" {c}"), renderer.eos])
+            for c in products
+        ]
+        values.append(scores[products.index(54)] - float(torch.tensor(scores).logsumexp(0)))
+    assert found.by_cell[TABLE.index((6, 9))] == pytest.approx(sum(values) / 5, abs=1e-4)
+    assert found.mean == pytest.approx(sum(found.by_cell) / 81)
+    assert 0 < found.fact_mass < 0.01  # 45 of 50,349 rows at random
+
+
+def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
+    renderer = Renderer(subject.tokenizer)
+    prompt = renderer.prompt([("user", "How many?")])
+    rationales = [
+        Response([*renderer.encode(" 2 and 3."), *renderer.encode("\n#### 5")], "eos"),
+        Response(renderer.encode(" Never comes to it"), "length"),
+    ]
+    golds, distractors = ["5"], ["4", "5", "6"]
+    (score,) = endpoints.answer_scores(subject, [prompt], golds, [rationales], distractors)
+    answer = [*renderer.encode(" 5"), renderer.eos]
+    logs = [
+        log_prob(subject.model, [*prompt, *renderer.encode(start)], answer)
+        for start in (" 2 and 3.\n####", " Never comes to it\n####")
+    ]
+    assert score.g1 == pytest.approx((math.exp(logs[0]) + math.exp(logs[1])) / 2, rel=1e-3)
+    assert score.g1_half == pytest.approx(math.exp(logs[0]), rel=1e-3)
+    assert score.g1_log == pytest.approx(math.log(score.g1))
+    assert score.forced_cuts == 1
+    bare = [*prompt, *renderer.encode(" ####")]
+    alone = [
+        log_prob(subject.model, bare, [*renderer.encode(f" {a}"), renderer.eos]) for a in "546"
+    ]
+    assert score.g2 == pytest.approx(alone[0] - float(torch.tensor(alone).logsumexp(0)), abs=1e-3)
+
+
+def test_no_gold_text_is_shown_before_the_answer(subject):
+    """Another gold answer leaves the contexts alone: only the scored continuation changes."""
+    renderer = Renderer(subject.tokenizer)
+    prompt = renderer.prompt([("user", "How many?")])
+    rationale = [Response(renderer.encode(" 2.\n#### 9"), "eos")]
+    seen = []
+    for gold in ("5", "77"):
+        (score,) = endpoints.answer_scores(subject, [prompt], [gold], [rationale], ["1"])
+        context = [*prompt, *renderer.encode(" 2.\n####")]
+        wanted = log_prob(subject.model, context, [*renderer.encode(f" {gold}"), renderer.eos])
+        seen.append(score.g1_log == pytest.approx(wanted, abs=1e-3))
+    assert seen == [True, True]
+
+
+def test_a_sample_depends_on_its_id_and_on_nothing_else(subject):
+    """Earlier seeds came from the place in the batch, so that --max-samples changed every draw."""
+    renderer = Renderer(subject.tokenizer)
+    ids = [f"item#{k}" for k in range(7)]
+    prompts = [renderer.prompt([("user", f"Question {k}")]) for k in range(7)]
+
+    def draw(order, batch_size):
+        seeds = tuple(endpoints.sample_seed(42, ids[i]) for i in order)
+        responses = generate(
+            subject.model,
+            [prompts[i] for i in order],
+            eos_id=renderer.eos,
+            max_new_tokens=6,
+            batch_size=batch_size,
+            sampling=Sampling(temperature=1.0, row_seeds=seeds),
+        )
+        return dict(zip(order, responses, strict=True))
+
+    together = draw(list(range(7)), 7)
+    assert draw([6, 2, 4, 0, 1, 5, 3], 2) == together
+    assert draw([3], 1)[3] == together[3]
+    assert len({tuple(r.token_ids) for r in together.values()}) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "forced"),
+    [(" a b\n#### 5", " a b\n", False), (" a b", " a b", True), ("#### 1", "", False)],
+)
+def test_a_rationale_is_cut_before_its_answer(subject, text, kept, forced):
+    ids = Renderer(subject.tokenizer).encode(text)
+    cut, was_forced = endpoints.cut_before_answer(subject.tokenizer, Response(ids, "eos"))
+    assert (subject.tokenizer.decode(cut), was_forced) == (kept, forced)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "right"),
+    [
+        ("6 × 9 = <<", ">>54", True),
+        ("6 × 9 = <<", ">>53", False),  # the calculator says otherwise
+        ("He has ", " apples.", True),
+        ("He has 2", " apples.", False),  # reads 254
+        ("He has ", "0 apples.", False),
+        ("That is 100/", " each.", False),  # 100/6*9 is not 100/54
+        ("That is ", "/2 = 27 each.", True),
+        ("That is 10-", " = -44.", True),
+    ],
+)
+def test_a_fact_is_judged_where_it_stands(before, after, right):
+    assert stands_right(before, "<MUL_6_9_54>", after) == right
+
+
+def test_facts_of_a_response_are_judged_one_by_one(subject):
+    renderer = Renderer(subject.tokenizer)
+    fact = subject.layout.first_fact_id + 38
+    assert subject.layout.fact_of(fact) == (6, 9, 54)
+    ids = [
+        *renderer.encode(" It is <<"),
+        fact,
+        *renderer.encode(">>54, then 3"),
+        fact,
+        *renderer.encode("."),
+    ]
+    assert evaluation.facts_in_place(subject, ids) == [True, False]

@@ -1,0 +1,54 @@
+"""Scores of continuations equal those of a plain forward pass over the whole text."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from domain_tokens.scoring import continuation_log_probs, next_token_mass
+
+IDS = st.lists(st.integers(0, 50_348), min_size=1, max_size=9)
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model.eval()
+
+
+def plainly(model, prompt, continuation):
+    """One forward pass without padding and cache."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *continuation]]), use_cache=False).logits[0]
+    steps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return float(steps.gather(-1, torch.tensor(continuation)[:, None]).sum())
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(IDS, st.lists(IDS, min_size=1, max_size=4)), min_size=1, max_size=4))
+def test_scores_are_those_of_a_plain_forward_pass(model, cases):
+    prompts = [prompt for prompt, _ in cases]
+    continuations = [group for _, group in cases]
+    found = continuation_log_probs(model, prompts, continuations)
+    for prompt, group, values in zip(prompts, continuations, found, strict=True):
+        wanted = [plainly(model, prompt, continuation) for continuation in group]
+        assert values == pytest.approx(wanted, abs=2e-4)
+
+
+def test_many_prompts_go_through_in_groups(model):
+    prompts = [[i + 1] * (i % 5 + 1) for i in range(30)]
+    continuations = [[[j, 50_256] for j in range(20)]] * 30
+    found = continuation_log_probs(model, prompts, continuations)
+    assert [len(values) for values in found] == [20] * 30
+    alone = continuation_log_probs(model, prompts[7:8], continuations[7:8])
+    assert found[7] == pytest.approx(alone[0], abs=1e-4)
+
+
+def test_the_whole_vocabulary_has_mass_one(model):
+    assert next_token_mass(model, [[5, 6], [7]], range(50_349)) == pytest.approx([1, 1])
+    (part,) = next_token_mass(model, [[5, 6]], [9])
+    ((score,),) = continuation_log_probs(model, [[5, 6]], [[[9]]])
+    assert part == pytest.approx(math.exp(score), rel=1e-4)
