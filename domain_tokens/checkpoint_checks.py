@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import checkpoints, outputs, run_card, vocabulary
+from domain_tokens import checkpoints, lineage, outputs, run_card, vocabulary
 from domain_tokens.errors import UserError
 
 QUESTION = "What is 6 times 9?"
@@ -77,6 +77,14 @@ def check_card(subject: Subject) -> str:
         if card[key] != found:
             raise FaultError(f"{key} hash is {found[:12]}, the card says {str(card[key])[:12]}")
     return f"{card['stage']}, {card['condition']}, seed {card['seed']}, weights {weights[:12]}"
+
+
+def check_lineage(subject: Subject) -> str:
+    """Every link back to the base is what its child was made from."""
+    try:
+        return lineage.verify_checkpoint(subject.folder)
+    except lineage.BrokenLinkError as broken:
+        raise FaultError(str(broken)) from None
 
 
 def check_vocabulary(subject: Subject) -> str:
@@ -165,6 +173,7 @@ CHECKS: tuple[tuple[str, Callable[[Subject], str], tuple[str, ...]], ...] = (
     ("files", check_files, ()),
     ("finished", check_finished, ("card",)),
     ("run card", check_card, ("card",)),
+    ("lineage", check_lineage, ("card",)),
     ("vocabulary", check_vocabulary, ("tokenizer", "model")),
     ("fact tokens", check_facts, ("tokenizer",)),
     ("tied weights", check_tied, ("model",)),

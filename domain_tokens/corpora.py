@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from tqdm import tqdm
 
 from domain_tokens.errors import UserError
+from domain_tokens.run_card import hash_files
 
 ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -183,6 +184,13 @@ def _local_files(path: Path, *, split: str, key: str) -> list[Path]:
         f"{key}: looked in {path} and {path / 'data'} for split {split!r} as {split}.jsonl, "
         f"{split}.json, {split}.parquet or {split}-*.parquet and found none; name the file itself"
     )
+
+
+def file_hashes(source: str, *, split: str, key: str = "data.source") -> dict[str, str]:
+    """Return the SHA-256 of each file that a local source is read from; of a hub id, nothing."""
+    path = Path(source).expanduser()
+    files = _local_files(path, split=split, key=key) if path.exists() else []
+    return {str(file): hash_files([file]) for file in files}
 
 
 def _check_shards(shards: Sequence[Path], key: str) -> None:

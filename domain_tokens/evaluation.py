@@ -249,9 +249,18 @@ def decoding_metrics(
 
 
 def card(
-    args: argparse.Namespace, subject: Subject, *, stage: str, decode: dict[str, Any], data: dict
+    args: argparse.Namespace,
+    subject: Subject,
+    *,
+    stage: str,
+    decode: dict[str, Any],
+    data: dict,
+    sources: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return the run card of an evaluation, which lives inside its results JSON."""
+    """Return the run card of an evaluation, which lives inside its results JSON.
+
+    sources: path and SHA-256 of the data files.
+    """
     device, dtype = hardware.choose(subject.precision)
     training = checkpoints.read_card(subject.folder)
     return {
@@ -265,6 +274,7 @@ def card(
         "parent": {"path": str(subject.folder)},
         "formats": run_card.formats(),
         "data": data,
+        "sources": sources or {},
         "decode": decode,
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domain_tokens import checkpoints, hardware, run_card
+from domain_tokens import checkpoints, corpora, hardware, run_card
 from domain_tokens.command_line import add_config_arguments, add_output_arguments
 from domain_tokens.config import DataSection, SFTConfig
 from domain_tokens.corpora import Conversation, decontaminate, digest, load_problems
@@ -72,6 +72,19 @@ def open_stage(
         args.output_dir, results_name, identity, resume=resume, overwrite=args.overwrite
     )
     return workspace, parent
+
+
+def source_files(data: DataSection) -> dict[str, str]:
+    """Return path and SHA-256 of all local files that a stage reads."""
+    files = corpora.file_hashes(data.source, split=data.split)
+    others = (
+        ("data.validation_source", data.validation_source, data.validation_split or "validation"),
+        ("data.decontaminate_against", data.decontaminate_against, data.decontaminate_split),
+    )
+    for key, source, split in others:
+        if source is not None:
+            files |= corpora.file_hashes(source, split=split, key=key)
+    return files
 
 
 def drop_test_questions(
@@ -252,6 +265,7 @@ def _finish(
         "identity": workspace.identity,
         "formats": run_card.formats(),
         "data": data.fingerprint,
+        "sources": source_files(config.data),
         "order_digest": results["order_digest"],
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),

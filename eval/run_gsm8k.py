@@ -156,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
-    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data)
+    sources = corpora.file_hashes(config.data.source, split=config.data.split)
+    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=sources)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")

@@ -1,9 +1,9 @@
-"""Check that checkpoint folders are complete, sound and what their run cards say."""
+"""Check that checkpoints and evaluations are complete, sound and what their run cards say."""
 
 import sys
 from pathlib import Path
 
-from domain_tokens import checkpoint_checks, checkpoints
+from domain_tokens import checkpoint_checks, checkpoints, lineage
 from domain_tokens.command_line import Parser, run
 from domain_tokens.errors import UserError
 
@@ -13,7 +13,9 @@ EXAMPLE = "uv run python scripts/check_checkpoint.py outputs/sft_baseline output
 def main(argv: list[str] | None = None) -> int:
     """Print a table per folder; 1 if any check found a fault."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="checkpoint folders")
+    parser.add_argument(
+        "folders", nargs="+", metavar="DIR", help="checkpoint or evaluation folders"
+    )
     folders = [Path(folder) for folder in parser.parse_args(argv).folders]
     for folder in folders:
         if not folder.is_dir():
@@ -22,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     faults = 0
     for folder in folders:
         print(folder)
-        for name, passed, detail in checkpoint_checks.check(folder):
+        evaluated = lineage.evaluations(folder)
+        check = lineage.check_evaluation if evaluated else checkpoint_checks.check
+        for name, passed, detail in check(folder):
             faults += not passed
             print(f"  {'ok' if passed else 'fault':<6} {name:<15} {detail}", flush=True)
     print(f"{faults} faults" if faults else "no faults")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from domain_tokens.run_card import hash_files, read_json, write_json
 from tests.conftest import call
 
 
@@ -113,3 +114,85 @@ def test_a_fault_is_found(checkpoint, capsys, fault):
     status, faults = check(checkpoint, capsys)
     assert status == 1
     assert any(line.removeprefix("fault").strip().startswith(named) for line in faults), faults
+
+
+def edit(path, key, value):
+    """Set a dotted key of a JSON file."""
+    content = read_json(path)
+    *parents, last = key.split(".")
+    node = content
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    write_json(path, content)
+
+
+def flip_a_byte(path):
+    """Flip one bit in the middle of a file: no length, no header changes."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def another_row(demo):
+    """Let the card name a copy of its data and change one row of the copy."""
+    card, copy = demo / "sft_gsm8k_mul_tokens" / "run_card.json", demo / "copy.jsonl"
+    copy.write_bytes((demo / "data" / "train.jsonl").read_bytes())
+    edit(card, "sources", {str(copy): hash_files([copy])})
+    copy.write_text(copy.read_text().replace("How", "Hew", 1))
+
+
+CHAIN = {
+    "one byte of the base's weights": (
+        lambda demo: flip_a_byte(demo / "hf_mul_tokens" / "model.safetensors"),
+        "hf_mul_tokens: weights",
+    ),
+    "one byte of the parent's weights": (
+        lambda demo: flip_a_byte(demo / "sft_tulu_mul_tokens" / "model.safetensors"),
+        "sft_tulu_mul_tokens: weights",
+    ),
+    "one config key of the parent": (
+        lambda demo: edit(
+            demo / "sft_tulu_mul_tokens" / "run_card.json", "config.training.learning_rate", 1.0
+        ),
+        "sft_tulu_mul_tokens: card_hash",
+    ),
+    "one config key of the checkpoint": (
+        lambda demo: edit(
+            demo / "sft_gsm8k_mul_tokens" / "run_card.json", "config.training.learning_rate", 1.0
+        ),
+        "training.learning_rate is another one",
+    ),
+    "the prompt version": (
+        lambda demo: edit(demo / "sft_gsm8k_mul_tokens" / "run_card.json", "formats.prompt", "0"),
+        "prompt version is 0",
+    ),
+    "one data row": (another_row, "copy.jsonl are not those"),
+}
+
+
+@pytest.mark.parametrize("change", CHAIN)
+def test_a_changed_link_is_caught_by_name(demo, capsys, change):
+    """A checkpoint was once trained from a parent that had been exported anew in between."""
+    alter, named = CHAIN[change]
+    alter(demo)
+    status, faults = check(demo / "sft_gsm8k_mul_tokens", capsys)
+    assert status == 1
+    assert any(f.removeprefix("fault").strip().startswith("lineage") for f in faults), faults
+    assert any(named in fault for fault in faults), faults
+
+
+def test_a_chain_verifies_from_the_evaluation_to_the_base(demo, capsys):
+    assert check(demo / "eval_mul_tokens", capsys) == (0, [])
+    call("scripts/check_checkpoint.py", demo / "eval_mul_tokens")
+    line = next(x for x in capsys.readouterr().out.splitlines() if "lineage, gsm8k" in x)
+    stages = [part.split()[0] for part in line.split("lineage, gsm8k")[1].split(" <- ")]
+    assert stages == ["gsm8k", "sft", "tulu_sft", "base", "base"]
+
+
+def test_an_evaluation_of_other_weights_is_caught(demo, capsys):
+    flip_a_byte(demo / "sft_gsm8k_mul_tokens" / "model.safetensors")
+    status, faults = check(demo / "eval_mul_tokens", capsys)
+    assert status == 1
+    assert all("was measured on" in fault for fault in faults)
+    assert len(faults) == 2
