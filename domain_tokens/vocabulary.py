@@ -86,8 +86,9 @@ def extend_tokenizer(
     """Add padding up to a multiple of 64 and the 45 facts to a tokenizer, in place.
 
     `model_vocab_size` is the number of embedding rows of a model that has more of them than the
-    tokenizer has tokens. An extended tokenizer is left as it is. Raises ValueError, naming what is
-    wrong, for a tokenizer that has only a part of these tokens or whose ids have gaps.
+    tokenizer has tokens; as many as an extended tokenizer has are taken for padding and facts. An
+    extended tokenizer is left as it is. Raises ValueError, naming what is wrong, for a tokenizer
+    that has only a part of these tokens or whose ids have gaps.
     """
     from tokenizers import AddedToken
 
@@ -101,8 +102,9 @@ def extend_tokenizer(
             f"{max(vocabulary.values(), default=-1)}, wanted ids 0 to {base_size - 1} without "
             "gaps; use the complete tokenizer of the base checkpoint"
         )
-    rows = max(base_size, model_vocab_size or 0)
-    padded_size = -(-rows // PAD_MULTIPLE) * PAD_MULTIPLE
+    padded_size = -(-base_size // PAD_MULTIPLE) * PAD_MULTIPLE
+    if model_vocab_size not in (None, padded_size + len(FACTS)):
+        padded_size = -(-max(base_size, model_vocab_size) // PAD_MULTIPLE) * PAD_MULTIPLE
     padding = [_padding_token(index) for index in range(padded_size - base_size)]
     taken = [token for token in padding if token in vocabulary]
     if taken:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import checkpoints, run_card, vocabulary
+from domain_tokens import bases, checkpoints, vocabulary
 from domain_tokens.command_line import Parser, add_output_arguments, run
 from domain_tokens.config import ModelSection, PretrainingConfig, load_config
 from domain_tokens.errors import UserError
@@ -117,45 +117,23 @@ def build(
     else:
         model = source_model(args.source)
         workspace.begin()
-    rows = model.get_input_embeddings().weight.shape[0]
-    layout = vocabulary.extend_tokenizer(tokenizer, model_vocab_size=rows)
-    vocabulary.extend_model(model, layout, tokenizer, seed=args.seed)
-    checkpoints.save(model, tokenizer, workspace.work)
+    made = bases.extend_and_save(model, tokenizer, workspace, seed=args.seed)
     shutil.rmtree(workspace.work / "checkpoints", ignore_errors=True)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "vocabulary": layout.total,
-        "first_fact_id": layout.first_fact_id,
-        "fact_rows": "the source's"
-        if rows == layout.total
-        else "mean of the rows of a*b=c + noise",
-        "pretraining": trained,
-    }
+    return {**made, "pretraining": trained}
 
 
 def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any]) -> None:
-    """Write the run card and, last of all, the results."""
-    work, source = workspace.work, Path(args.source)
+    """Write run card and results; a source folder is the parent."""
+    source = Path(args.source)
     parent = {"path": args.source, "weights": checkpoints.weights_hash(source)}
-    card = {
-        "stage": "base",
-        "condition": args.condition,
-        "seed": args.seed,
-        "source": args.source,
-        "weights": checkpoints.weights_hash(work),
-        "tokenizer": checkpoints.tokenizer_hash(work),
-        "parent": parent if source.is_dir() else None,
-        "fact_rows": made["fact_rows"],
-        "pretraining": made["pretraining"],
-        "identity": workspace.identity,
-        "formats": run_card.formats(),
-        "code": run_card.code_identity(),
-        "environment": run_card.environment("cpu", "float32"),
-    }
-    run_card.write_json(work / run_card.CARD_NAME, card)
-    results = {"condition": args.condition, "source": args.source, "weights": card["weights"]}
-    run_card.write_json(work / RESULTS, {**results, **made})
-    workspace.complete()
+    bases.finish(
+        workspace,
+        condition=args.condition,
+        seed=args.seed,
+        source=args.source,
+        parent=parent if source.is_dir() else None,
+        made=made,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

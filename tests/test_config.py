@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from domain_tokens.config import (
+    AnalysisPlan,
     GSM8KEvalConfig,
     PretrainingConfig,
     ProbeEvalConfig,
@@ -20,6 +21,8 @@ TULU = ROOT / "sft/configs/tulu.yaml"
 def _kind(path: Path):
     if path.name == "base.yaml":
         return PretrainingConfig
+    if path.name == "analysis_plan.yaml":
+        return AnalysisPlan
     if path.is_relative_to(ROOT / "sft"):
         return SFTConfig
     return GSM8KEvalConfig if "gsm8k" in path.name else ProbeEvalConfig

@@ -39,6 +39,10 @@ def arguments(script, demo, **changes):
         given = {"--from": demo / "hf_baseline", "--condition": "baseline"}
         given |= {"--output-dir": demo / "new"}
         more = {}
+    if script == "scripts/export_nanogpt.py":
+        given = {"--checkpoint": demo / "ckpt.pt", "--condition": "baseline"}
+        given |= {"--output-dir": demo / "new"}
+        more = {}
     if script == "scripts/compare_runs.py":
         given = {"--baseline-dir": demo / "eval_baseline"}
         given |= {"--mul-tokens-dir": demo / "eval_mul_tokens"}
@@ -96,6 +100,10 @@ def test_wrong_folders_are_named(demo, capsys):
     nowhere = demo / "nowhere"
     for script, words in (
         ("scripts/check_checkpoint.py", [nowhere]),
+        (
+            "scripts/export_nanogpt.py",
+            arguments("scripts/export_nanogpt.py", demo, **{"--checkpoint": nowhere}),
+        ),
         ("scripts/compare_runs.py", ["--baseline-dir", nowhere, "--mul-tokens-dir", nowhere]),
         ("scripts/make_base.py", arguments("scripts/make_base.py", demo, **{"--from": nowhere})),
     ):

@@ -1,0 +1,104 @@
+"""Export a nanoGPT checkpoint as a base in Hugging Face format, and prove that it is the same."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from domain_tokens.command_line import Parser, add_output_arguments, run
+from domain_tokens.errors import UserError
+from domain_tokens.outputs import Workspace, open_workspace
+from domain_tokens.sft import CONDITIONS
+
+EXAMPLE = (
+    "uv run python scripts/export_nanogpt.py --checkpoint ckpt.pt --condition baseline "
+    "--output-dir outputs/hf_baseline_10b"
+)
+RESULTS = "export_report.json"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="nanoGPT's ckpt.pt")
+    parser.add_argument("--condition", required=True, choices=CONDITIONS)
+    parser.add_argument(
+        "--activation",
+        choices=("gelu", "gelu_pytorch_tanh"),
+        help="not stored in such files; default: exact with model_args, tanh with config",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of new fact rows")
+    add_output_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def export(args: argparse.Namespace, workspace: Workspace) -> dict:
+    """Convert, save, reload from disk and compare; raises UserError where the logits differ."""
+    import torch
+
+    from domain_tokens import bases, checkpoints, nanogpt, run_card, vocabulary
+
+    source = Path(args.checkpoint)
+    checkpoint = nanogpt.load(source)
+    activation = args.activation or checkpoint.usual_activation
+    said = "as given" if args.activation else f"usual with {checkpoint.kind}, not in the file"
+    print(f"activation {activation} ({said})", flush=True)
+    checkpoints.quiet()
+    model = nanogpt.to_gpt2(checkpoint, activation=activation)
+    workspace.begin()
+    try:
+        made = bases.extend_and_save(model, vocabulary.gpt2_tokenizer(), workspace, seed=args.seed)
+        reloaded = checkpoints.load_model(workspace.work, dtype=torch.float32).eval()
+        difference = nanogpt.largest_difference(checkpoint, reloaded, activation=activation)
+        if not difference <= nanogpt.TOLERANCE:
+            raise UserError(
+                f"the exported folder's logits differ from {source} by {difference:.3g}; wanted at "
+                f"most {nanogpt.TOLERANCE}: nothing was written, report this with the file's shape"
+            )
+    except BaseException:
+        shutil.rmtree(workspace.work)
+        raise
+    made |= {
+        "checkpoint_sha256": run_card.hash_files([source]),
+        "checkpoint_kind": checkpoint.kind,
+        "checkpoint_vocabulary": checkpoint.vocab_size,
+        "activation": activation,
+        "largest_logit_difference": difference,
+        "tolerance": nanogpt.TOLERANCE,
+    }
+    bases.finish(
+        workspace,
+        condition=args.condition,
+        seed=args.seed,
+        source=args.checkpoint,
+        parent=None,
+        made=made,
+    )
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export one checkpoint."""
+    args = parse(argv)
+    identity = {
+        "checkpoint": args.checkpoint,
+        "condition": args.condition,
+        "activation": args.activation,
+        "seed": args.seed,
+    }
+    workspace = open_workspace(
+        args.output_dir, RESULTS, identity, resume=args.resume, overwrite=args.overwrite
+    )
+    if workspace.finished:
+        print(f"{args.output_dir} is already finished")
+        return 0
+    made = export(args, workspace)
+    print(
+        f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}, "
+        f"logits equal to {made['largest_logit_difference']:.1e}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
