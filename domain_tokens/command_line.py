@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import signal
@@ -10,7 +11,10 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from domain_tokens.errors import UserError
+from domain_tokens import outputs
+from domain_tokens.errors import StoppedError, UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +68,7 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _terminate)
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays so until the process ends)
     try:
@@ -74,3 +79,28 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     except KeyboardInterrupt:
         print("interrupted; --resume continues the run", file=sys.stderr)
         return 1
+    except Exception as error:
+        words = _failure(error)
+        if words is None:
+            raise
+        print(f"failed: {' '.join(words.split())}", file=sys.stderr)
+        return 1
+    finally:
+        outputs.let_go()
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise StoppedError("terminated (SIGTERM); --resume continues the run")
+
+
+def _failure(error: Exception) -> str | None:
+    """Return the line for a failure that is the run's or the machine's, None for a bug of ours."""
+    if isinstance(error, StoppedError | FloatingPointError):
+        return str(error)
+    text = str(error)
+    space = isinstance(error, OSError) and error.errno in NO_ROOM
+    # safetensors and torch raise errors of their own for a write that fails.
+    if space or "os error 28" in text or "os error 27" in text or "failed writing file" in text:
+        where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return f"cannot write{where}: {text.split(chr(10))[0]}; make room, then --resume"
+    return None

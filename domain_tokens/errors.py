@@ -1,5 +1,9 @@
-"""The one exception that means "the user can mend this": scripts turn it into a line and exit 2."""
+"""The ways in which a run ends early that are nobody's bug."""
 
 
 class UserError(Exception):
-    """Bad input; the message is one line that says what was got, what was wanted and the mend."""
+    """Bad input: says what was got, what was wanted and how to mend it; a script exits with 2."""
+
+
+class StoppedError(Exception):
+    """A run that was told to stop, or cannot go on, and left what --resume needs; exits with 1."""

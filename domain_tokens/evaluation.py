@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens import checkpoints, hardware, run_card
+from domain_tokens import checkpoints, hardware, outputs, run_card
 from domain_tokens.answers import extract_strict
 from domain_tokens.corpora import Problem
 from domain_tokens.endpoints import sample_seed
@@ -75,6 +75,7 @@ class Answers:
         self.results = self.folder / f"{name}_results.json"
         self.items = self.folder / f"{name}_items.jsonl"
         self._partial = self.folder / f"{name}_items.partial.jsonl"
+        self._lock = self.folder / f".{name}_lock"
         self._identity = identity
         self._name = name
 
@@ -105,6 +106,7 @@ class Answers:
         return True
 
     _restart = False
+    _locked = False
 
     def _refuse_another_run(self) -> None:
         before = identity(run_card.read_json(self.results)["card"])
@@ -117,12 +119,10 @@ class Answers:
 
     def begin(self) -> dict[str, Response]:
         """Make the folder and return the responses of an earlier leg by item id."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make {self.folder}: {error.strerror}; name another folder"
-            ) from None
+        if not self._locked:
+            outputs.make_folder(self.folder)
+            outputs.hold(self._lock)
+            self._locked = True
         done: dict[str, Response] = {}
         if self._partial.exists() and not self._restart:
             lines = self._partial.read_text(encoding="utf-8").split("\n")
@@ -153,6 +153,7 @@ class Answers:
         run_card.write_text(self.items, "".join(f"{line}\n" for line in lines))
         run_card.write_json(self.results, results)
         self._partial.unlink()
+        self._lock.unlink()
 
 
 def answer(

@@ -4,10 +4,36 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from domain_tokens.errors import UserError
 from domain_tokens.run_card import CARD_NAME, read_json, write_json
 
 MARKER = "unfinished.json"
+LOCK = ".lock"
+
+_held: list[FileLock] = []
+
+
+def hold(path: Path) -> None:
+    """Take the lock of an output until `let_go` or the end of the process, however it ends.
+
+    Raises UserError where another process has it.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is writing to {path.parent}; wait for it, or give a new --output-dir"
+        ) from None
+    _held.append(lock)
+
+
+def let_go() -> None:
+    """Release all locks that this process holds."""
+    while _held:
+        _held.pop().release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +51,28 @@ class Workspace:
     identity: dict
 
     def begin(self) -> None:
-        """Make the folder and mark it unfinished; called once all input was found good."""
+        """Make the folder, lock it and mark it unfinished; called once all input was found good."""
+        make_folder(self.work)
+        hold(self.work / LOCK)
         if self.resuming:
             return
-        if (self.work / MARKER).exists():
-            shutil.rmtree(self.work)
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make {self.work}: {error.strerror}; name another folder"
-            ) from None
+        if _state(self.work, self.results_name) not in ("empty", "unfinished"):
+            raise UserError(f"{self.work} was finished by another process meanwhile; look at it")
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         write_json(self.work / MARKER, self.identity)
 
     def complete(self) -> None:
-        """Take the marker away and, where a finished folder is replaced, put the new one there."""
+        """Take the marker away and, where a finished folder is replaced, put the new one there.
+
+        Called when the results are written; what only a resumed run needs goes as well.
+        """
+        shutil.rmtree(self.work / "checkpoints", ignore_errors=True)
+        for path in self.work.glob(".*"):  # the lock, and what a killed write left
+            path.unlink()
         (self.work / MARKER).unlink()
         if self.work != self.final:
             old = self.final.with_name(f".{self.final.name}.old")
@@ -48,10 +81,20 @@ class Workspace:
             shutil.rmtree(old)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results; raises UserError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; name another folder") from None
+
+
 def open_workspace(
     output_dir: str, results_name: str, identity: dict, *, resume: bool, overwrite: bool
 ) -> Workspace:
-    """Decide whether a run may start in a folder, touching nothing (the table of design §4).
+    """Decide whether a run may start in a folder (the table of design §4).
+
+    Nothing is touched, but for a replacement that was killed while it took its place.
 
     identity: what must be the same for a resumed leg (config, seed, condition, parent). Raises
     UserError for a folder that is in use, of another kind, or of another run.
@@ -59,10 +102,12 @@ def open_workspace(
     final = Path(output_dir)
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; wanted a folder for the results")
+    work = final.with_name(f".{final.name}.replacing")
+    _finish_replacement(final, work, results_name)
     state = _state(final, results_name)
     if state == "foreign":
         raise UserError(f"{final} holds files of another kind; give an empty or a new --output-dir")
-    work = final.with_name(f".{final.name}.replacing") if state == "finished" else final
+    work = work if state == "finished" else final
     if state == "finished" and not overwrite:
         if resume:
             _refuse_another_run(read_json(final / CARD_NAME)["identity"], identity, final)
@@ -73,12 +118,28 @@ def open_workspace(
     resuming = state == "unfinished" and resume
     if resuming:
         _refuse_another_run(read_json(work / MARKER), identity, final)
-    return Workspace(work, final, results_name, resuming, False, identity)
+    space = Workspace(work, final, results_name, resuming, False, identity)
+    if resuming and (work / results_name).exists():  # killed between its last two steps
+        space.complete()
+        return Workspace(final, final, results_name, False, True, identity)
+    return space
+
+
+def _finish_replacement(final: Path, work: Path, results_name: str) -> None:
+    """Put things in order where a run was killed while its folder was being replaced."""
+    old = final.with_name(f".{final.name}.old")
+    if not old.exists():
+        return
+    if not final.exists():
+        whole = (work / results_name).exists() and not (work / MARKER).exists()
+        (work if whole else old).rename(final)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _state(folder: Path, results_name: str) -> str:
-    if not folder.exists() or not any(folder.iterdir()):
-        return "empty"
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        return "empty"  # but for a lock, or what a write that was killed left
     if (folder / MARKER).exists():
         return "unfinished"
     return "finished" if (folder / results_name).exists() else "foreign"

@@ -1,7 +1,6 @@
 """One SFT stage, from loaded conversations to a finished checkpoint folder."""
 
 import argparse
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -273,6 +272,5 @@ def _finish(
     run_card.write_json(work / run_card.CARD_NAME, card)
     if data.listed_drops:
         run_card.write_json(work / "decontaminated.json", {"dropped": data.listed_drops})
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
     run_card.write_json(work / workspace.results_name, results)
     workspace.complete()

@@ -249,8 +249,16 @@ class RunNoise:
     df: float
 
     def difference(self, seeds: int) -> Estimate:
-        """Return the standard error that a difference of two such arms has with S seeds each."""
-        return Estimate(0.0, math.sqrt(2 * self.variance / seeds), self.df)
+        """Return the error to plan with for a difference of two such arms with S seeds each.
+
+        The pilot's variance enters by its upper 80 % confidence limit, since a small pilot that
+        came out quiet would promise too much (Browne 1995). Degrees of freedom: those that a study
+        of S pairs has at least, S − 1.
+        """
+        from scipy.stats import chi2
+
+        upper = self.variance * self.df / float(chi2.ppf(0.2, self.df))
+        return Estimate(0.0, math.sqrt(2 * upper / seeds), seeds - 1.0)
 
 
 def run_noise(arms: Sequence[np.ndarray]) -> RunNoise:
@@ -279,13 +287,9 @@ def detectable_effect(
 
 
 def seeds_needed(noise: RunNoise, effect: float, *, most: int = 1000) -> int | None:
-    """Return the seeds per arm with which an effect is detectable, or None beyond `most`.
-
-    The error's degrees of freedom are those that a study of so many seeds has (S − 1).
-    """
+    """Return the seeds per arm with which an effect is detectable, or None beyond `most`."""
     for seeds in range(2, most + 1):
-        error = Estimate(0.0, noise.difference(seeds).se, seeds - 1.0)
-        if detectable_effect(error) <= effect:
+        if detectable_effect(noise.difference(seeds)) <= effect:
             return seeds
     return None
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from domain_tokens import hardware, packing
 from domain_tokens.config import TrainingSection
 from domain_tokens.corpora import order
-from domain_tokens.errors import UserError
+from domain_tokens.errors import StoppedError, UserError
 from domain_tokens.prompts import MATCH, TEXT, Example
 
 if TYPE_CHECKING:
@@ -185,9 +186,13 @@ class TrainLog(TrainerCallback):
         self._bar.update(state.global_step - self._bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar; the first and the last step are logged whatever logging_steps says."""
+        """Move the bar; log the first and the last step, and each that is saved.
+
+        Logging comes before saving and refuses a loss that is not finite, so that no checkpoint
+        holds one.
+        """
         self._bar.update()
-        if state.global_step in (1, len(self._plan.steps)):
+        if control.should_save or state.global_step in (1, len(self._plan.steps)):
             control.should_log = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -206,7 +211,10 @@ class TrainLog(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(f"loss is {logs['loss']} at step {state.global_step}")
+            raise FloatingPointError(
+                f"loss is {logs['loss']} at step {state.global_step} of {len(self._plan.steps)}; "
+                "the last checkpoint is from before: lower training.learning_rate and start anew"
+            )
         now = time.perf_counter()
         tokens = sum(self._plan.tokens[self._last_step : state.global_step])
         line = {
@@ -234,6 +242,38 @@ class TrainLog(TrainerCallback):
             f"{line['tokens_per_second']:,.0f} tokens/s",
             flush=True,
         )
+
+
+class StopWhenTold(TrainerCallback):
+    """On SIGTERM, as a preempted job gets it, ends after the step that is under way and saves."""
+
+    def __init__(self, *, every: int):
+        self.told = False
+        self._every = every  # steps after which several processes agree on it
+        self._previous: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Listen to the signal."""
+
+        def note(number: int, frame: Any) -> None:
+            self.told = True
+
+        self._previous = signal.signal(signal.SIGTERM, note)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop where any process was told to."""
+        if args.world_size > 1:
+            if state.global_step % self._every:
+                return
+            flag = torch.tensor(int(self.told), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.told = bool(flag)
+        if self.told:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the signal to whoever had it before."""
+        signal.signal(signal.SIGTERM, self._previous)
 
 
 def arguments(settings: TrainingSection, plan: Plan, folder: Path) -> TrainingArguments:
@@ -361,8 +401,9 @@ def train(
 ) -> Outcome:
     """Train a model in place, writing train_log.jsonl and one intermediate checkpoint to folder.
 
-    Raises FloatingPointError on a loss that is not finite and UserError where there is nothing to
-    train on. Continues from the newest complete checkpoint in folder, if there is one.
+    Raises FloatingPointError on a loss that is not finite, StoppedError after a SIGTERM and
+    UserError where there is nothing to train on. Continues from the newest complete checkpoint in
+    folder, if there is one.
     """
     if not examples:
         raise UserError("no training example is left; see the dropped counts and data.source")
@@ -381,8 +422,15 @@ def train(
     )
     log = TrainLog(folder / "train_log.jsonl", plan, is_writer=trainer.is_world_process_zero())
     trainer.remove_callback(PrinterCallback)
+    stop = StopWhenTold(every=settings.logging_steps)
+    trainer.add_callback(stop)  # before the log, which is written before a checkpoint is
     trainer.add_callback(log)
     done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if stop.told and trainer.state.global_step < len(plan.steps):
+        raise StoppedError(
+            f"terminated after step {trainer.state.global_step} of {len(plan.steps)}; a checkpoint "
+            "is kept, --resume continues the run"
+        )
     device, _ = hardware.choose(settings.precision)
     return Outcome(
         train_loss=_mean_loss(trainer.state.log_history, done.training_loss),

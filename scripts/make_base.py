@@ -1,7 +1,6 @@
 """Make a base checkpoint: any causal LM, extended by the 45 fact tokens, with a run card."""
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,6 @@ def build(
         model = source_model(args.source)
         workspace.begin()
     made = bases.extend_and_save(model, tokenizer, workspace, seed=args.seed)
-    shutil.rmtree(workspace.work / "checkpoints", ignore_errors=True)
     return {**made, "pretraining": trained}
 
 

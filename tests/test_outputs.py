@@ -3,7 +3,7 @@
 import pytest
 
 from domain_tokens.errors import UserError
-from domain_tokens.outputs import MARKER, open_workspace
+from domain_tokens.outputs import MARKER, let_go, open_workspace
 from domain_tokens.run_card import CARD_NAME, write_json
 from tests.conftest import tree
 
@@ -40,6 +40,7 @@ def run(folder, *, resume=False, overwrite=False, identity=IDENTITY):
     write_json(space.work / CARD_NAME, {"identity": identity})
     write_json(space.work / RESULTS, {"run": "new"})
     space.complete()
+    let_go()
     return found
 
 
@@ -75,6 +76,7 @@ def test_a_finished_folder_stays_until_its_replacement_is_whole(tmp_path):
     space.begin()
     (space.work / "model").write_text("half")
     assert tree(folder) == before
+    let_go()  # as a kill does
     assert run(folder, overwrite=True) == "started"  # what the killed replacement left is gone
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
@@ -92,3 +94,46 @@ def test_another_runs_folder_is_not_continued(tmp_path, state):
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     assert run(tmp_path / "run", overwrite=True) == "refused"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_replacement_that_was_killed_half_way_is_put_in_order(tmp_path, whole):
+    """Between two renames neither result stood at its place, and a new run would have begun."""
+    make(tmp_path / ".run.old", "finished")
+    make(tmp_path / ".run.replacing", "finished")
+    if whole:
+        write_json(tmp_path / ".run.replacing" / RESULTS, {"run": "new"})
+    else:
+        write_json(tmp_path / ".run.replacing" / MARKER, IDENTITY)
+    assert run(tmp_path / "run", resume=True) == "already finished"
+    assert ("new" if whole else "old") in (tmp_path / "run" / RESULTS).read_text()
+    assert not (tmp_path / ".run.old").exists()
+
+
+def test_a_run_that_was_killed_before_its_last_step_is_finished_by_resume(tmp_path):
+    folder = tmp_path / "run"
+    make(folder, "finished")
+    write_json(folder / MARKER, IDENTITY)
+    (folder / "checkpoints").mkdir()
+    assert run(folder, resume=True) == "already finished"
+    assert sorted(p.name for p in folder.iterdir()) == sorted([CARD_NAME, RESULTS])
+
+
+def test_what_a_killed_write_left_is_no_file_of_another_kind(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".unfinished.json.x7").write_text("{")
+    assert run(folder) == "started"
+    assert not any(p.name.startswith(".") for p in folder.iterdir())
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    arguments = {"resume": False, "overwrite": False}
+    first, second = (open_workspace(str(folder), RESULTS, IDENTITY, **arguments) for _ in "12")
+    first.begin()
+    before = tree(folder)
+    with pytest.raises(UserError, match="another process is writing"):
+        second.begin()
+    assert tree(folder) == before
+    let_go()

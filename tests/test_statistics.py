@@ -259,8 +259,7 @@ def test_seeds_needed_are_the_first_that_suffice():
     noise = run_noise([np.array([[0.0], [1.0], [2.0]])])
     seeds = seeds_needed(noise, 1.5)
     for count, enough in ((seeds, True), (seeds - 1, False)):
-        error = Estimate(0, noise.difference(count).se, count - 1)
-        assert (detectable_effect(error) <= 1.5) == enough
+        assert (detectable_effect(noise.difference(count)) <= 1.5) == enough
     assert seeds_needed(noise, 1e-6) is None
 
 

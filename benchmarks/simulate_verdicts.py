@@ -1,0 +1,212 @@
+"""How often the tests of the analysis reject a true null, cover it, and find a planted effect."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from domain_tokens import analysis, comparison, run_card, statistics
+from domain_tokens.command_line import Parser, run
+
+EXAMPLE = "uv run python benchmarks/simulate_verdicts.py --studies 2000 --output-path sim.json"
+SEEDS = (1, 3, 5, 10)
+ITEMS = 1319  # questions of GSM8K's test set
+LEVEL = 0.05
+PILOT_RUNS = 10
+
+# A generator returns the values of S runs of an arm pair, [2, S, items], of which the true mean
+# difference is `effect`.
+Generator = Callable[[np.random.Generator, int, float], np.ndarray]
+
+
+def crossed(
+    rng: np.random.Generator, seeds: int, effect: float, *, run_sd: float, item_arm_sd: float
+) -> np.ndarray:
+    """Right or wrong: Beta item difficulty of mean 2.5 %, run noise and item × arm in logits."""
+    difficulty = np.clip(rng.beta(0.5, 19.5, ITEMS), 1e-5, 1 - 1e-5)
+    logits = np.log(difficulty / (1 - difficulty))
+    logits = logits + rng.normal(0, item_arm_sd, (2, 1, ITEMS))
+    logits = logits + rng.normal(0, run_sd, (2, seeds, 1))
+    chance = 1 / (1 + np.exp(-logits))
+    chance[1] = np.clip(chance[1] + effect, 0, 1)
+    return (rng.random(chance.shape) < chance).astype(float)
+
+
+def habits(rng: np.random.Generator, seeds: int, effect: float) -> np.ndarray:
+    """Right or wrong: items in 100 groups that a run answers with one and the same number."""
+    popularity = 1 / np.arange(2, 202)
+    popularity /= popularity.sum()
+    golds = rng.choice(200, ITEMS, p=popularity)
+    groups = rng.integers(100, size=ITEMS)
+    said = rng.choice(200, (2, seeds, 100), p=popularity)[..., groups]
+    right = (said == golds).astype(float)
+    right[1] = np.maximum(right[1], rng.random((seeds, ITEMS)) < effect)
+    return right
+
+
+def collapsed(rng: np.random.Generator, seeds: int, effect: float) -> np.ndarray:
+    """Right or wrong, and one run of either arm is wrong everywhere."""
+    values = crossed(rng, seeds, effect, run_sd=0.15, item_arm_sd=0.0)
+    values[rng.integers(2), rng.integers(seeds)] = 0
+    return values
+
+
+def heavy(rng: np.random.Generator, seeds: int, effect: float) -> np.ndarray:
+    """Log-probabilities: t noise with 2.5 degrees of freedom per item, run SD 0.05 nats."""
+    values = rng.normal(-4, 2, ITEMS) + rng.normal(0, 0.05, (2, seeds, 1))
+    values = values + rng.standard_t(2.5, (2, seeds, ITEMS))
+    values[1] += effect
+    return values
+
+
+def resampled(
+    rng: np.random.Generator, seeds: int, effect: float, *, runs: np.ndarray
+) -> np.ndarray:
+    """Real runs of one condition [R, items], split at random into two arms."""
+    chosen = rng.permutation(len(runs))[: 2 * seeds]
+    values = runs[chosen].reshape(2, seeds, -1).copy()
+    values[1] += effect
+    return values
+
+
+def generators() -> dict[str, Generator]:
+    """Return the simulated null models by name."""
+    grid = {
+        f"(a) run SD {run_sd}, item × arm SD {item_arm}": partial(
+            crossed, run_sd=run_sd, item_arm_sd=item_arm
+        )
+        for run_sd in (0.0, 0.15, 0.3)
+        for item_arm in (0.0, 0.7)
+    }
+    return {
+        **grid,
+        "(b) answer habits": habits,
+        "(c) one collapsed run": collapsed,
+        "(d) heavy-tailed log-probabilities": heavy,
+    }
+
+
+def null_cell(
+    make: Generator, seeds: int, studies: int, rng: np.random.Generator, *, census: bool
+) -> dict[str, float]:
+    """Return the share of studies without an effect that each test rejects, and coverage."""
+    hits: dict[str, list[bool]] = {}
+    for _ in range(studies):
+        values = make(rng, seeds, 0.0)
+        d = values[1] - values[0]
+        if set(np.unique(values)) <= {0.0, 1.0}:
+            b, c = int((d[0] < 0).sum()), int((d[0] > 0).sum())
+            hits.setdefault("mcnemar", []).append(statistics.mcnemar_exact(b, c) < LEVEL)
+            hits.setdefault("mid_p", []).append(statistics.mcnemar_midp(b, c) < LEVEL)
+        if seeds == 1:
+            continue
+        found = statistics.run_means_t(d.mean(axis=1)) if census else statistics.crossed_t(d)
+        low, high = found.interval(1 - LEVEL)
+        hits.setdefault("t", []).append(found.p() < LEVEL)
+        hits.setdefault("covered", []).append(low <= 0 <= high)
+        p = statistics.permutation_of_runs(d.mean(axis=1))
+        hits.setdefault("permutation", []).append(p < LEVEL)
+    return {name: float(np.mean(found)) for name, found in hits.items()}
+
+
+def power_cell(
+    make: Generator, seeds: int, studies: int, rng: np.random.Generator, *, census: bool
+) -> dict[str, float]:
+    """Plant the detectable effect that an A/A pilot prints; return it and how often it is called.
+
+    Called: p below α / 2, which is Holm's worst case for two primaries.
+    """
+    called, effects = [], []
+    for _ in range(studies):
+        pilot = make(rng, PILOT_RUNS // 2, 0.0)
+        noise = statistics.run_noise([pilot[0], pilot[1]])
+        effect = statistics.detectable_effect(noise.difference(seeds))
+        values = make(rng, seeds, effect)
+        d = values[1] - values[0]
+        found = statistics.run_means_t(d.mean(axis=1)) if census else statistics.crossed_t(d)
+        called.append(found.p() < LEVEL / 2)
+        effects.append(effect)
+    return {"detectable": float(np.mean(effects)), "power": float(np.mean(called))}
+
+
+def simulate(
+    models: dict[str, tuple[Generator, bool, Sequence[int]]], studies: int, seed: int
+) -> list[dict]:
+    """Return a row per model and number of seeds."""
+    rows = []
+    cells = [(name, *model, s) for name, model in models.items() for s in model[2]]
+    for name, make, census, _, seeds in tqdm(cells, desc="cells", disable=None):
+        rng = np.random.default_rng([seed, seeds, len(rows)])
+        row = {"model": name, "seeds": seeds}
+        row |= null_cell(make, seeds, studies, rng, census=census)
+        if seeds >= 5 and not name.startswith("(e)"):
+            row |= power_cell(make, seeds, studies, rng, census=census)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict], studies: int) -> str:
+    """Return the rows as a Markdown table; shares in percent."""
+    reach = 2.326 * (LEVEL * (1 - LEVEL) / studies) ** 0.5
+    columns = {
+        "mcnemar": "McNemar exact",
+        "mid_p": "mid-p",
+        "t": "t rejects",
+        "covered": "t covers",
+        "permutation": "permutation",
+        "power": "power at detectable",
+    }
+    lines = [
+        f"{studies:,} studies a cell; the upper 99 % band of a true 5 % is {LEVEL + reach:.1%}, "
+        f"the lower one of 80 % is {0.8 - 2.326 * (0.16 / studies) ** 0.5:.1%}.",
+        "",
+        f"| null model | seeds | {' | '.join(columns.values())} | detectable |",
+        "|---|---|" + "---|" * (len(columns) + 1),
+    ]
+    for row in rows:
+        shares = [f"{100 * row[key]:.1f}" if key in row else "" for key in columns]
+        least = f"{row['detectable']:.4f}" if "detectable" in row else ""
+        lines.append(f"| {row['model']} | {row['seeds']} | {' | '.join(shares)} | {least} |")
+    return "\n".join(lines)
+
+
+def real_models(folders: list[str]) -> dict[str, tuple[Generator, bool, Sequence[int]]]:
+    """Return the A/A models of real runs: as many seeds as two arms can have of them."""
+    if not folders:
+        return {}
+    runs = comparison.load_pilot([Path(folder) for folder in folders])
+    sizes = [s for s in SEEDS if s > 1 and 2 * s <= len(runs)]
+    models = {}
+    for endpoint in analysis.ENDPOINTS[:2]:
+        values = analysis.matrix(runs, endpoint)
+        if values is not None:
+            make = partial(resampled, runs=values)
+            models[f"(e) real A/A, {endpoint.name}"] = (make, endpoint.census, sizes)
+    return models
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Simulate, print the table, write JSON."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--studies", type=int, default=2000, metavar="N", help="per cell")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument(
+        "--aa-dir", nargs="+", default=[], metavar="DIR", help="evaluation folders of one condition"
+    )
+    parser.add_argument("--output-path", metavar="FILE", help="write the rows here as JSON")
+    args: argparse.Namespace = parser.parse_args(argv)
+    models = {name: (make, False, SEEDS) for name, make in generators().items()}
+    rows = simulate(models | real_models(args.aa_dir), args.studies, args.seed)
+    print(table(rows, args.studies))
+    if args.output_path:
+        code = run_card.code_identity()
+        run_card.write_json(Path(args.output_path), {"rows": rows, "code": code})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
