@@ -46,6 +46,7 @@ def verify_evaluation(results: Path) -> str:
 
 def _links(folder: Path) -> Iterator[str]:
     child, recorded = "", None
+    checkpoints.verify_folder(folder)
     while True:
         if not folder.is_dir():
             yield f"{folder} (not here)"

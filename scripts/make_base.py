@@ -21,7 +21,8 @@ SHAPES = {
     "tiny": ModelSection(n_layer=2, n_embd=64, n_head=4, n_positions=1024),
     "gpt2-random": ModelSection(n_layer=12, n_embd=768, n_head=12, n_positions=1024),
 }
-WANTED = "a Hugging Face folder, a hub id, a pretraining YAML, tiny or gpt2-random"
+WANTED = "a Hugging Face folder, a GGUF file, a hub id, a pretraining YAML, tiny or gpt2-random"
+GGUF = ".gguf"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--from",
         dest="source",
         required=True,
-        metavar="DIR|HUB_ID|FILE.yaml|tiny|gpt2-random",
+        metavar="DIR|F.gguf|HUB_ID|F.yaml|tiny|gpt2-random",
         help="a model to extend, a YAML that says how to pretrain one, or random weights",
     )
     parser.add_argument("--condition", required=True, choices=CONDITIONS)
@@ -61,10 +62,20 @@ def pretraining_config(args: argparse.Namespace) -> PretrainingConfig | None:
 
 
 def source_model(source: str) -> Any:
-    """Load a model from a folder or a hub id in fp32; raises UserError where neither is there."""
+    """Load a model from a folder, a GGUF file or a hub id in fp32.
+
+    Raises UserError where none of them is there.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    if source.endswith(GGUF):
+        read = _from_gguf(AutoModelForCausalLM, source, dtype=torch.float32)
+        config = read.config
+        del config.quantization_config  # its weights are fp32 now, and it may be saved again
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(read.state_dict())
+        return model
     if Path(source).exists():
         return checkpoints.load_model(Path(source), dtype=torch.float32)
     _refuse_missing_path(source)
@@ -82,6 +93,8 @@ def source_tokenizer(source: str | None) -> Any:
 
     if source is None:
         return vocabulary.gpt2_tokenizer()
+    if source.endswith(GGUF):
+        return _from_gguf(AutoTokenizer, source)
     if Path(source).exists():
         return checkpoints.load_tokenizer(Path(source))
     _refuse_missing_path(source)
@@ -89,6 +102,16 @@ def source_tokenizer(source: str | None) -> Any:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError):
         raise UserError(f"--tokenizer {source}: neither a folder nor a hub id in reach") from None
+
+
+def _from_gguf(kind: Any, source: str, **options: Any) -> Any:
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"{source} not found; wanted {WANTED}")
+    try:
+        return kind.from_pretrained(path.parent, gguf_file=path.name, **options)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{source} cannot be read as GGUF: {error}") from None
 
 
 def _refuse_missing_path(source: str) -> None:
