@@ -259,7 +259,7 @@ def verdict(row: dict[str, Any], plan: AnalysisPlan, context: dict[str, Any]) ->
     low, high = row["interval"]
     span = (
         f"{amount(row['delta'], unit)} "
-        f"[{amount(low, unit).removesuffix(f' {unit}')}, {amount(high, unit)}]"
+        f"[{amount(low, unit).split()[0]}, {amount(high, unit).split()[0]}]"
     )
     if context["identical"]:
         return "No claim: both arms hold the same weights."

@@ -454,11 +454,17 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _verdicts(report: dict[str, Any]) -> Iterator[str]:
     """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
     pairs = report["pairs"]
-    for one in pairs:
-        for row in (row for row in one["endpoints"] if row["headline"]):
-            start = f"seed {one['seed']}, " if len(pairs) > 1 else ""
-            floor = one["best_constant"][row["evaluation"]]
-            yield f"{start}{row['evaluation']} {row['endpoint']}: {_verdict(row, floor)}"
+    headlines = [[row for row in one["endpoints"] if row["headline"]] for one in pairs]
+    for rows in zip(*headlines, strict=True):
+        name = f"{rows[0]['evaluation']} {rows[0]['endpoint']}"
+        if len(pairs) == 1:
+            yield f"{name}: {_verdict(rows[0], pairs[0]['best_constant'][rows[0]['evaluation']])}"
+            continue
+        seeds = ", ".join(f"{row['mcnemar_p_holm']:.2g}" for row in rows)
+        yield (
+            f"{name}, exact McNemar p of each pair after Holm: {seeds}. Each compares two "
+            "checkpoints on these items; this says nothing about the method."
+        )
     if report["cross_base"]:
         yield (
             "A base × SFT factorial (--cross-base): the arm of the base is not that of the SFT in "

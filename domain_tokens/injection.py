@@ -8,6 +8,7 @@ A fact token already in the text counts there as a number, so that injecting twi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -104,24 +105,40 @@ def find_facts(text: str, *, mode: Mode = "weak") -> list[Fact]:
     They do not overlap and come in order of position. `weak` takes bare products too, `strict`
     only those with a right `=c`. Takes linear time. Raises ValueError for another mode.
     """
+    return [found for _, found in _candidates(text, mode) if isinstance(found, Fact)]
+
+
+def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]:
+    """Return what looks like a fact and is left alone: characters start to end, and the reason.
+
+    Raises ValueError for an unknown mode.
+    """
+    return [
+        (*match.span(), found)
+        for match, found in _candidates(text, mode)
+        if not isinstance(found, Fact)
+    ]
+
+
+def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | str]]:
+    """Yield every a*b of single digits with the fact it is, or the reason why it is none."""
     if mode not in ("weak", "strict"):
         raise ValueError(
             f"unknown injection mode: got {mode!r}, wanted 'weak' or 'strict'; mend the call"
         )
     code = _code_spans(text)
-    facts: list[Fact] = []
     position = nearest = 0
     while match := _PRODUCT.search(text, position):
         position = match.start("second")  # in 12/2*3*4, 2*3 fails and 3*4 is still to be seen
         while nearest < len(code) and code[nearest][1] <= match.start():
             nearest += 1
         if nearest < len(code) and code[nearest][0] < match.end():
+            yield match, "in code"
             continue
-        fact = _judge(text, match, mode)
-        if fact is not None:
-            facts.append(fact)
-            position = fact.end
-    return facts
+        found = _judge(text, match, mode)
+        if isinstance(found, Fact):
+            position = found.end
+        yield match, found
 
 
 def inject(text: str, *, mode: Mode = "weak") -> str:
@@ -160,11 +177,13 @@ def stands_right(before: str, token: str, after: str) -> bool:
     )
 
 
-def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | None:
-    """Decide on one candidate outside code; None leaves it alone."""
+def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | str:
+    """Decide on one candidate outside code; a reason leaves it alone."""
     left = _left_side(text, match.start())
     if left == "barred":
-        return None
+        touching = text[match.start() - 1]
+        part = touching.isalnum() or touching in ".,"
+        return "first operand is part of something longer" if part else "bound by its left side"
     a, b = sorted((int(match["first"]), int(match["second"])))
     spaced = bool(match["before"] and match["after"])
     bare_allowed = mode == "weak" and (match["operator"] not in "xX" or spaced)
@@ -173,16 +192,20 @@ def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | None:
     if equals:
         after = equals.end()
         if text[after : after + 1] in ("=", ">"):
-            return None
+            return "a comparison or an arrow follows"
         # In 12-2*3=6 the 6 is the value of the whole left side, so it cannot go with the 2*3.
         if left != "tail" and _NUMBER_NEXT.match(text, after):
             whole = _WHOLE.match(text, after)
-            if whole and whole[1] == str(a * b) and _result_ends(text, whole.end()):
+            if not whole or whole[1] != str(a * b):
+                return "its result is another number"
+            if _result_ends(text, whole.end()):
                 return Fact(start, whole.end(), a, b, a * b, "equation")
-            return None
+            return "its result goes on"
     elif not _TOUCHES_PRODUCT.match(text, end) or _PRODUCT_GOES_ON.match(text, end):
-        return None
-    return Fact(start, end, a, b, a * b, "expression") if bare_allowed else None
+        return "bound by its right side, or second operand part of something longer"
+    if bare_allowed:
+        return Fact(start, end, a, b, a * b, "expression")
+    return "no result, and strict mode" if mode == "strict" else "letter x without a result"
 
 
 def _result_ends(text: str, end: int) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import assume, find, given, settings
 from hypothesis import strategies as st
 
 from domain_tokens.answers import extract_strict
-from domain_tokens.injection import Fact, expand, find_facts, inject
+from domain_tokens.injection import Fact, expand, find_facts, inject, near_misses
 from domain_tokens.vocabulary import FACT_PAIRS, FACTS
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
@@ -410,3 +410,27 @@ def test_gsm8k_annotations_still_hold(gsm8k_answers):
                 left, right = expand(fact).split("=")
                 assert _value(left) == _value(right)
     assert checked > 2_000, checked
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("103*5 = 515", "first operand is part of something longer"),
+        ("1/4*2", "bound by its left side"),
+        ("2*14", "bound by its right side, or second operand part of something longer"),
+        ("2*8 = 24", "its result is another number"),
+        ("8*8=64.00", "its result goes on"),
+        ("a 4x4 truck", "letter x without a result"),
+        ("`6*9`", "in code"),
+        ("6*9 == 54", "a comparison or an arrow follows"),
+    ],
+)
+def test_a_near_miss_says_why_it_was_left_alone(text, reason):
+    assert [why for _, _, why in near_misses(text)] == [reason]
+    assert find_facts(text) == []
+
+
+@given(st.text(alphabet="0123456789*x=/ .`", max_size=40))
+def test_nothing_is_both_a_fact_and_a_near_miss(text):
+    facts = {(fact.start, text[fact.start]) for fact in find_facts(text)}
+    assert not facts & {(start, text[start]) for start, _, _ in near_misses(text)}

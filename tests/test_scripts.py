@@ -39,6 +39,10 @@ def arguments(script, demo, **changes):
         given = {"--from": demo / "hf_baseline", "--condition": "baseline"}
         given |= {"--output-dir": demo / "new"}
         more = {}
+    if script == "scripts/audit_injection.py":
+        given = {"--source": demo / "data" / "train.jsonl", "--kind": "problems"}
+        given |= {"--output-path": demo / "audit.json"}
+        more = {}
     if script == "scripts/export_nanogpt.py":
         given = {"--checkpoint": demo / "ckpt.pt", "--condition": "baseline"}
         given |= {"--output-dir": demo / "new"}
@@ -100,6 +104,7 @@ def test_wrong_folders_are_named(demo, capsys):
     nowhere = demo / "nowhere"
     for script, words in (
         ("scripts/check_checkpoint.py", [nowhere]),
+        ("scripts/audit_injection.py", ["--kind", "problems", "--source", nowhere]),
         (
             "scripts/export_nanogpt.py",
             arguments("scripts/export_nanogpt.py", demo, **{"--checkpoint": nowhere}),

@@ -1,0 +1,77 @@
+"""Show that a log-probability given the gold rationale measures copying, and so no endpoint.
+
+The same is asked twice: of the gold solution, and of one whose last number was replaced by a wrong
+one in the rationale and in the answer. A model that reasons prefers the first; one that copies
+gives the wrong answer as much.
+"""
+
+import math
+import random
+import re
+import sys
+from pathlib import Path
+
+from domain_tokens import corpora, endpoints, evaluation, run_card
+from domain_tokens.answers import gold_text
+from domain_tokens.command_line import Parser, run
+
+EXAMPLE = (
+    "uv run python benchmarks/gold_rationale.py --model-path outputs/hf_smollm2 "
+    "--data ../shared/data/gsm8k/test.jsonl --max-samples 200"
+)
+NUMBER = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?")
+
+
+def spoiled(solution: str, chooser: random.Random) -> str | None:
+    """Return the solution with its last number replaced, or None where that is not the answer."""
+    rationale, _, _ = solution.rpartition("####")
+    gold = gold_text(solution)
+    numbers = list(NUMBER.finditer(rationale))
+    if not numbers or numbers[-1][0].rstrip(",") != gold:
+        return None
+    last = numbers[-1]
+    wrong = str(int(float(gold.replace(",", ""))) + chooser.choice((-3, -2, -1, 1, 2, 3, 7)))
+    return f"{rationale[: last.start()]}{wrong}{rationale[last.end() :]}#### {wrong}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score gold and spoiled solutions of a checkpoint and print both."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--model-path", required=True, metavar="DIR")
+    parser.add_argument("--data", required=True, metavar="FILE", help="GSM8K test rows")
+    parser.add_argument("--max-samples", type=int, default=200, metavar="N")
+    parser.add_argument("--output-path", metavar="FILE", help="write the figures here as JSON")
+    args = parser.parse_args(argv)
+    subject = evaluation.load_subject(Path(args.model_path), condition="baseline", precision="fp32")
+    problems = corpora.load_problems(
+        args.data, split="test", limit=args.max_samples, subset_seed=42, key="--data"
+    ).items
+    chooser = random.Random(42)
+    pairs = [(p, wrong) for p in problems if (wrong := spoiled(p.answer, chooser)) is not None]
+    prompts = [q.prompt_ids for q in evaluation.gsm8k_questions(subject, [p for p, _ in pairs])]
+    gold = endpoints.gold_rationale_log_probs(subject, prompts, [p.answer for p, _ in pairs])
+    wrong = endpoints.gold_rationale_log_probs(subject, prompts, [w for _, w in pairs])
+
+    def mean(values: list[float]) -> float:
+        return math.fsum(values) / len(values)
+
+    report = {
+        "problems": len(problems),
+        "answer_is_last_number": len(pairs) / len(problems),
+        "log_prob_given_gold_rationale": mean(gold),
+        "log_prob_of_wrong_given_spoiled_rationale": mean(wrong),
+        "share_where_the_wrong_one_is_as_likely": mean(
+            [float(w >= g) for g, w in zip(gold, wrong, strict=True)]
+        ),
+        "code": run_card.code_identity(),
+    }
+    for name, value in report.items():
+        if name != "code":
+            print(f"{name}: {value:.4g}")
+    if args.output_path:
+        run_card.write_json(Path(args.output_path), report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,115 @@
+"""Show what injection touches in a data set: shares, and samples of matches and near misses."""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from domain_tokens import corpora, run_card, vocabulary
+from domain_tokens.checkpoints import load_tokenizer
+from domain_tokens.command_line import Parser, run
+from domain_tokens.corpora import Conversation, problem_messages
+from domain_tokens.injection import find_facts, near_misses
+from domain_tokens.prompts import Renderer
+
+EXAMPLE = (
+    "uv run python scripts/audit_injection.py --source openai/gsm8k --kind problems "
+    "--output-path outputs/audit_gsm8k.json"
+)
+CONTEXT = 30  # characters shown on both sides
+SAMPLES = 5  # of each kind
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--source", required=True, metavar="FILE|DIR|HUB_ID")
+    parser.add_argument("--kind", required=True, choices=("conversations", "problems"))
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--mode", default="weak", choices=("weak", "strict"))
+    parser.add_argument("--max-samples", type=int, metavar="N", help="only N rows, by hash")
+    parser.add_argument("--tokenizer", metavar="DIR", help="default: GPT-2's")
+    parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
+    return parser.parse_args(argv)
+
+
+def load(args: argparse.Namespace) -> list[Conversation]:
+    """Load the rows, problems as conversations."""
+    options: dict[str, Any] = {"split": args.split, "limit": args.max_samples, "subset_seed": 42}
+    if args.kind == "conversations":
+        return corpora.load_conversations(args.source, key="--source", **options).items
+    problems = corpora.load_problems(args.source, key="--source", **options).items
+    return [Conversation(p.id, problem_messages(p), args.source) for p in problems]
+
+
+def audit(rows: list[Conversation], renderer: Renderer, mode: Any) -> dict[str, Any]:
+    """Count rows, tokens and facts that injection touches in assistant turns; sample the places."""
+    touched = tokens = injected = 0
+    facts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    samples: dict[str, list[str]] = defaultdict(list)
+    for row in tqdm(rows, desc="audit", delay=2, disable=None):
+        found = 0
+        for text in (content for role, content in row.messages if role == "assistant"):
+            tokens += len(renderer.encode(text))
+            places = find_facts(text, mode=mode)
+            found += len(places)
+            facts.update(place.token for place in places)
+            named = [(p.start, p.end, f"match: {p.form}") for p in places]
+            misses = [(*m[:2], f"near miss: {m[2]}") for m in near_misses(text, mode=mode)]
+            for start, end, kind in named + misses:
+                kinds[kind] += 1
+                if len(samples[kind]) < SAMPLES:
+                    samples[kind].append(shown(text, start, end))
+        touched += found > 0
+        injected += found
+    return {
+        "rows": len(rows),
+        "rows_touched": touched,
+        "row_share": touched / len(rows),
+        "assistant_tokens": tokens,
+        "facts_injected": injected,
+        "facts_per_1000_tokens": 1000 * injected / max(tokens, 1),
+        "different_facts": len(facts),
+        "facts": {fact: facts[fact] for fact in vocabulary.FACTS},
+        "kinds": dict(kinds.most_common()),
+        "samples": dict(samples),
+    }
+
+
+def shown(text: str, start: int, end: int) -> str:
+    """Return a place with its surroundings in one line, the place in brackets."""
+    before, after = text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]
+    return " ".join(f"{before}⟦{text[start:end]}⟧{after}".split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Audit one data set."""
+    args = parse(argv)
+    rows = load(args)
+    if args.tokenizer:
+        tokenizer = load_tokenizer(Path(args.tokenizer))
+    else:
+        tokenizer = vocabulary.gpt2_tokenizer()
+    report = audit(rows, Renderer(tokenizer), args.mode)
+    print(
+        f"{report['rows_touched']} of {report['rows']} rows ({report['row_share']:.1%}), "
+        f"{report['facts_injected']} facts of {report['different_facts']} kinds in "
+        f"{report['assistant_tokens']:,} assistant tokens"
+    )
+    for kind, count in report["kinds"].items():
+        print(f"\n{kind}: {count}")
+        for sample in report["samples"][kind]:
+            print(f"  {sample}")
+    if args.output_path:
+        Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
+        run_card.write_json(Path(args.output_path), report)
+        print(f"\nwritten to {args.output_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
