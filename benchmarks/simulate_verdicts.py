@@ -197,10 +197,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--aa-dir", nargs="+", default=[], metavar="DIR", help="evaluation folders of one condition"
     )
+    parser.add_argument("--only-real", action="store_true", help="only the runs of --aa-dir")
     parser.add_argument("--output-path", metavar="FILE", help="write the rows here as JSON")
     args: argparse.Namespace = parser.parse_args(argv)
-    models = {name: (make, False, SEEDS) for name, make in generators().items()}
-    rows = simulate(models | real_models(args.aa_dir), args.studies, args.seed)
+    models = real_models(args.aa_dir)
+    if not args.only_real:
+        models = {n: (make, False, SEEDS) for n, make in generators().items()} | models
+    rows = simulate(models, args.studies, args.seed)
     print(table(rows, args.studies))
     if args.output_path:
         code = run_card.code_identity()
