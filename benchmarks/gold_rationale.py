@@ -1,8 +1,8 @@
 """Show that a log-probability given the gold rationale measures copying, and so no endpoint.
 
-The same is asked twice: of the gold solution, and of one whose last number was replaced by a wrong
-one in the rationale and in the answer. A model that reasons prefers the first; one that copies
-gives the wrong answer as much.
+Asked three times: of the gold solution, of one whose last number was replaced by a wrong one in the
+rationale and in the answer, and of the right answer behind that spoiled rationale. A model that
+reasons prefers the right answer; one that copies prefers whatever number stood there last.
 """
 
 import math
@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     prompts = [q.prompt_ids for q in evaluation.gsm8k_questions(subject, [p for p, _ in pairs])]
     gold = endpoints.gold_rationale_log_probs(subject, prompts, [p.answer for p, _ in pairs])
     wrong = endpoints.gold_rationale_log_probs(subject, prompts, [w for _, w in pairs])
+    torn = [f"{w.rpartition('####')[0]}#### {gold_text(p.answer)}" for p, w in pairs]
+    right = endpoints.gold_rationale_log_probs(subject, prompts, torn)
 
     def mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
@@ -60,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         "answer_is_last_number": len(pairs) / len(problems),
         "log_prob_given_gold_rationale": mean(gold),
         "log_prob_of_wrong_given_spoiled_rationale": mean(wrong),
-        "share_where_the_wrong_one_is_as_likely": mean(
-            [float(w >= g) for g, w in zip(gold, wrong, strict=True)]
+        "log_prob_of_gold_given_spoiled_rationale": mean(right),
+        "share_where_wrong_beats_gold_given_spoiled_rationale": mean(
+            [float(w > r) for r, w in zip(right, wrong, strict=True)]
         ),
         "code": run_card.code_identity(),
     }

@@ -1,9 +1,10 @@
-"""The one batched decoder: left-padded prompts, a growing cache, rows leave when they finish."""
+"""The one batched decoder: slots with a preallocated cache, refilled as their rows end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from domain_tokens.errors import UserError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 StopReason = Literal["eos", "length", "context"]
+
+WIDTH_MULTIPLE = 32  # tokens; attention reads the cache up to the longest row, rounded up
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,13 @@ class Sampling:
     seed: int = 42
     row_seeds: tuple[int, ...] | None = None
 
-    def generator(self, index: int) -> torch.Generator:
-        """Return the random generator of the prompt at this place."""
+    def draws(self, index: int, count: int) -> np.ndarray:
+        """Return the uniform draws of the prompt at this place; more of them begin alike."""
+        if self.temperature == 0:
+            return np.empty(0)
         place = self.seed * 1_000_003 + index
         seed = place if self.row_seeds is None else self.row_seeds[index]
-        return torch.Generator().manual_seed(seed % 2**63)
+        return np.random.default_rng(seed % 2**63).random(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,17 @@ class Response:
 
 
 GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """What is to be continued, and how far."""
+
+    ids: Sequence[Sequence[int]]
+    eos_id: int
+    max_new_tokens: int
+    slots: int
+    context: int
 
 
 @torch.inference_mode()
@@ -58,8 +74,9 @@ def generate(
 ) -> list[Response]:
     """Return a response per prompt, in the order of prompts.
 
-    In fp32 greedy responses equal those of batch size 1, token for token; a sampled response
-    depends on the seed and the prompt's place alone. on_finished hears of each as it ends.
+    batch_size: rows that decode together. In fp32 greedy responses equal those of batch size 1,
+    token for token; a sampled response depends on its seed alone. on_finished hears of each as it
+    ends.
     Raises UserError for an empty prompt or one that leaves no room in the model's context.
     """
     context = getattr(model.config, "max_position_embeddings", 10**9)
@@ -69,92 +86,189 @@ def generate(
                 f"prompt {index} has {len(prompt)} tokens; wanted 1 to {context - 1}, "
                 "which is what the model can read"
             )
+    if not prompts:
+        return []
     model.eval()
     responses: dict[int, Response] = {}
-    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    for start in range(0, len(prompts), batch_size):
-        chosen = longest_first[start : start + batch_size]
-        batch = _Batch(model, [prompts[i] for i in chosen], chosen, sampling)
-        for index, response in batch.run(eos_id, max_new_tokens, context):
-            responses[index] = response
-            on_finished(index, response)
+    work = _Prompts(prompts, eos_id, max_new_tokens, batch_size, context)
+    for index, response in _Decoder(model, work, sampling).run():
+        responses[index] = response
+        on_finished(index, response)
     return [responses[i] for i in range(len(prompts))]
 
 
-class _Batch:
-    """Rows that decode together. B rows still going, T positions so far (left-padded)."""
+class _SlotCache:
+    """Keys and values of all slots, preallocated; what a forward pass sees as its cache.
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        prompts: list[Sequence[int]],
-        indices: list[int],
-        sampling: Sampling,
-    ):
-        width = max(len(prompt) for prompt in prompts)
-        device = model.device
-        rows = [[0] * (width - len(p)) + list(p) for p in prompts]
-        seen = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        self._model = model
-        self._input = torch.tensor(rows, device=device)  # [B, T], later [B, 1]
-        self._mask = torch.tensor(seen, device=device)  # [B, T]
-        self._cache: Any = None
-        self._alive = list(indices)
-        self._lengths = {i: len(p) for i, p in zip(indices, prompts, strict=True)}
-        self._written: dict[int, list[int]] = {i: [] for i in indices}
-        self._sampling = sampling
-        self._generators = {i: sampling.generator(i) for i in indices}
+    Per layer one tensor [2, S slots, H heads, C capacity, D]; a slot's tokens lie from 0 on.
+    `begin_prompts` and `begin_step` say where the next forward pass writes.
+    """
 
-    def run(self, eos_id: int, max_new_tokens: int, context: int) -> list[tuple[int, Response]]:
-        """Decode until every row has ended; return (index, response) in the order of ending."""
-        ended: list[tuple[int, Response]] = []
-        while self._alive:
-            tokens = self._next_tokens()
-            going = []
-            for row, (index, token) in enumerate(zip(self._alive, tokens, strict=True)):
-                written = self._written[index]
-                stop: StopReason | None = "eos" if token == eos_id else None
-                if stop is None:
-                    written.append(token)
-                    if len(written) == max_new_tokens:
-                        stop = "length"
-                    elif self._lengths[index] + len(written) >= context:
-                        stop = "context"
-                if stop is None:
-                    going.append(row)
-                else:
-                    ended.append((index, Response(written, stop)))
-            self._keep(going, tokens)
-        return ended
+    def __init__(self, slots: int, capacity: int):
+        self._slots, self._capacity = slots, capacity
+        self._layers: list[torch.Tensor] = []
+        self._rows: torch.Tensor | None = None  # slots whose prompts are being read
+        self._owners: torch.Tensor | None = None  # which prompt of the batch each slot takes
+        self._lengths: torch.Tensor | None = None
+        self._width = 0
 
-    def _next_tokens(self) -> list[int]:
-        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._input.shape[1] :]
-        output = self._model(
-            input_ids=self._input,
-            attention_mask=self._mask,
-            position_ids=positions,
+    def begin_prompts(self, rows: torch.Tensor, owners: torch.Tensor) -> None:
+        """Let the next pass read prompts: slot rows[i] gets the keys of its batch row owners[i]."""
+        self._rows, self._owners = rows, owners
+
+    def begin_step(self, lengths: torch.Tensor, width: int) -> None:
+        """Let the next pass write one token per slot, behind lengths [A], and see width tokens."""
+        self._rows, self._lengths, self._width = None, lengths, width
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [B, H, T, D]; return those that the queries may attend to."""
+        if layer == len(self._layers):
+            shape = (2, self._slots, key.shape[1], self._capacity, key.shape[3])
+            self._layers.append(key.new_zeros(shape))
+        keys, values = self._layers[layer]
+        if self._rows is not None:
+            size = key.shape[2]
+            keys[self._rows, :, :size] = key[self._owners]
+            values[self._rows, :, :size] = value[self._owners]
+            return key, value
+        assert self._lengths is not None
+        active = len(self._lengths)
+        slots = torch.arange(active, device=key.device)
+        keys[slots, :, self._lengths] = key[:, :, 0]
+        values[slots, :, self._lengths] = value[:, :, 0]
+        return keys[:active, :, : self._width], values[:active, :, : self._width]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's tokens to another slot."""
+        for layer in self._layers:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Return what transformers asks for when it reads prompts: nothing was seen before."""
+        return 0
+
+    def get_query_offset(self, *args: Any) -> int:
+        """Return the position of the first query of a prompt."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
+        """Return key length and offset for the causal mask of prompts."""
+        return query_length, 0
+
+
+@dataclass
+class _Row:
+    """A prompt in a slot: its place among the prompts, its length, what it wrote, its draws."""
+
+    index: int
+    prompt_length: int
+    written: list[int]
+    draws: np.ndarray
+
+
+class _Decoder:
+    """Rows that decode together; as one ends the next prompt takes its slot.
+
+    A active slots, 0 to A - 1 (the last one fills a hole), T tokens of a prompt, V vocabulary.
+    """
+
+    def __init__(self, model: "PreTrainedModel", prompts: _Prompts, sampling: Sampling):
+        self._model, self._prompts, self._sampling = model, prompts, sampling
+        # Longest first: slots that are active together are of like length, and little is padded.
+        self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
+        longest = max(map(len, prompts.ids))
+        self._capacity = min(prompts.context, longest + prompts.max_new_tokens)
+        self._cache = _SlotCache(min(prompts.slots, len(prompts.ids)), self._capacity)
+        self._rows: list[_Row] = []
+        self._tokens: list[int] = []  # the newest token of each active slot, not yet in the cache
+
+    def run(self) -> Iterator[tuple[int, Response]]:
+        """Yield (index, response) as rows end."""
+        slots = min(self._prompts.slots, len(self._prompts.ids))
+        while self._waiting or self._rows:
+            free = slots - len(self._rows)
+            # Prompts are read a few at a time: one by one they would keep the others waiting.
+            if self._waiting and free >= max(1, slots // 8):
+                yield from self._admit(min(free, len(self._waiting)))
+            if self._rows:
+                yield from self._advance(self._step(), range(len(self._rows)))
+
+    def _admit(self, count: int) -> Iterator[tuple[int, Response]]:
+        """Read the next prompts, equal ones once, into free slots."""
+        chosen = [self._waiting.pop() for _ in range(count)]
+        ids = [tuple(self._prompts.ids[index]) for index in chosen]
+        unique = list(dict.fromkeys(ids))
+        first = len(self._rows)
+        device = self._model.device
+        rows = torch.arange(first, first + count, device=device)
+        owners = torch.tensor([unique.index(prompt) for prompt in ids], device=device)
+        width = max(map(len, unique))
+        padded = torch.tensor([[*p, *[0] * (width - len(p))] for p in unique], device=device)
+        keep = torch.zeros(padded.shape, dtype=torch.bool, device=device)
+        for row, prompt in enumerate(unique):
+            keep[row, len(prompt) - 1] = True
+        self._cache.begin_prompts(rows, owners)
+        # Padding stands behind the prompt, where a causal query never looks: no mask is needed.
+        logits = self._model(
+            input_ids=padded,  # [U, T]
+            position_ids=torch.arange(width, device=device).expand(padded.shape),
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
-        )
-        self._cache = output.past_key_values
-        logits = output.logits[:, -1]  # [B, V]
+            logits_to_keep=keep,
+        ).logits.flatten(0, -2)  # [U, V]
+        for index, prompt in zip(chosen, ids, strict=True):
+            draws = self._sampling.draws(index, self._prompts.max_new_tokens)
+            self._rows.append(_Row(index, len(prompt), [], draws))
+            self._tokens.append(0)
+        yield from self._advance(logits[owners], range(first, first + count))
+
+    def _step(self) -> torch.Tensor:
+        """Write the newest tokens and return the logits [A, V] of the next ones."""
+        device = self._model.device
+        lengths = [row.prompt_length + len(row.written) - 1 for row in self._rows]
+        width = min(-(-(max(lengths) + 1) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._capacity)
+        places = torch.tensor(lengths, device=device)
+        mask = torch.arange(width, device=device) <= places[:, None]  # [A, W]
+        self._cache.begin_step(places, width)
+        return self._model(
+            input_ids=torch.tensor(self._tokens, device=device)[:, None],
+            attention_mask=mask[:, None, None],
+            position_ids=places[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+    def _advance(self, logits: torch.Tensor, slots: range) -> Iterator[tuple[int, Response]]:
+        """Give each slot its next token; yield the rows that end and close the holes they leave."""
+        ended = []
+        for slot, token in zip(slots, self._choose(logits, slots), strict=True):
+            row, stop = self._rows[slot], None
+            if token == self._prompts.eos_id:
+                stop = "eos"
+            else:
+                row.written.append(token)
+                self._tokens[slot] = token
+                if len(row.written) == self._prompts.max_new_tokens:
+                    stop = "length"
+                elif row.prompt_length + len(row.written) >= self._prompts.context:
+                    stop = "context"
+            if stop is not None:
+                ended.append(slot)
+                yield row.index, Response(row.written, stop)
+        for slot in reversed(ended):
+            last, token = self._rows.pop(), self._tokens.pop()
+            if slot < len(self._rows):
+                self._cache.move(len(self._rows), slot, last.prompt_length + len(last.written))
+                self._rows[slot], self._tokens[slot] = last, token
+
+    def _choose(self, logits: torch.Tensor, slots: range) -> list[int]:
         if self._sampling.temperature == 0:
             return logits.argmax(-1).tolist()
-        draws = torch.stack([torch.rand((), generator=self._generators[i]) for i in self._alive])
+        rows = [self._rows[slot] for slot in slots]
+        draws = torch.tensor([row.draws[len(row.written)] for row in rows])
         return _sample(logits.float(), draws.to(logits.device), self._sampling).tolist()
-
-    def _keep(self, going: list[int], tokens: list[int]) -> None:
-        """Let ended rows leave, so that nothing is computed for them any more."""
-        if len(going) < len(self._alive) and going:
-            rows = torch.tensor(going, device=self._mask.device)
-            self._cache.batch_select_indices(rows)
-            self._mask = self._mask[rows]
-        self._alive = [self._alive[row] for row in going]
-        if going:
-            device = self._mask.device
-            self._input = torch.tensor([[tokens[row]] for row in going], device=device)
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(going), 1)], dim=1)
 
 
 def _sample(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
