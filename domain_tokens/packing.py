@@ -31,20 +31,22 @@ class MicroBatch:
 
 
 def assign_rows(lengths: Sequence[int], *, max_length: int) -> list[list[int]]:
-    """Assign examples to as few rows of at most max_length as first-fit decreasing finds, balanced.
+    """Assign examples to rows of one length, at most max_length, by first-fit decreasing.
 
-    Returns the example indices of each row. The row length is shrunk in steps of ROW_MULTIPLE as
-    long as the number of rows stays the same. Follows Johnson 1973 (first-fit decreasing).
+    Returns the example indices of each row. Of the row lengths, multiples of ROW_MULTIPLE, the one
+    is taken that leaves the least padding; of equals the longest, which makes the fewest rows.
+    Follows Johnson 1973 (first-fit decreasing).
     """
-    if max(lengths) > max_length:
-        raise ValueError(f"an example of {max(lengths)} tokens does not fit in {max_length}")
-    rows = _first_fit(lengths, max_length)
-    smallest = max(max(lengths), -(-sum(lengths) // len(rows)))
-    for capacity in range(-(-smallest // ROW_MULTIPLE) * ROW_MULTIPLE, max_length, ROW_MULTIPLE):
-        tighter = _first_fit(lengths, capacity)
-        if len(tighter) == len(rows):
-            return tighter
-    return rows
+    longest = max(lengths)
+    if longest > max_length:
+        raise ValueError(f"an example of {longest} tokens does not fit in {max_length}")
+    sizes = range(-(-longest // ROW_MULTIPLE) * ROW_MULTIPLE, max_length, ROW_MULTIPLE)
+    found = [_first_fit(lengths, size) for size in (*sizes, max_length)]
+    return min(reversed(found), key=lambda rows: len(rows) * _width(lengths, rows))
+
+
+def _width(lengths: Sequence[int], rows: list[list[int]]) -> int:
+    return max(sum(lengths[i] for i in row) for row in rows)
 
 
 def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -65,7 +67,7 @@ def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def split_step(
     lengths: Sequence[int], *, max_length: int, rows_at_once: int, packing: bool = True
 ) -> list[list[list[int]]]:
-    """Split a step's examples into micro-batches of at most rows_at_once rows.
+    """Split a step's examples into micro-batches of at most rows_at_once × max_length tokens.
 
     Returns micro-batches of rows of example indices; without packing every example has a row.
     """
@@ -74,7 +76,7 @@ def split_step(
         if packing
         else [[index] for index in range(len(lengths))]
     )
-    count = -(-len(rows) // rows_at_once)
+    count = -(-len(rows) // (rows_at_once * max_length // _width(lengths, rows)))
     return [rows[part::count] for part in range(count)]
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from domain_tokens import hardware, packing
+from domain_tokens import attention, hardware, losses, packing
 from domain_tokens.config import TrainingSection
 from domain_tokens.corpora import order
 from domain_tokens.errors import StoppedError, UserError
@@ -80,32 +80,63 @@ def _targets(example: Example) -> int:
     return int(np.count_nonzero(example.kinds[1:]))  # the first token is never predicted
 
 
-def as_tensors(batch: packing.MicroBatch) -> dict[str, torch.Tensor]:
-    """Return what a forward pass needs: ids and positions [B, T], keep bool [B, T], targets [N]."""
+def as_tensors(batch: packing.MicroBatch) -> dict[str, Any]:
+    """Return what a forward pass needs.
+
+    ids and positions [B, T], keep bool [B, T], targets [N]; starts [D + 1] and longest say where
+    the documents lie.
+    """
     targets = torch.from_numpy(batch.targets)
+    positions = torch.from_numpy(batch.position_ids)
     keep = targets != packing.IGNORED
     return {
         "input_ids": torch.from_numpy(batch.input_ids),
-        "position_ids": torch.from_numpy(batch.position_ids),
+        "position_ids": positions,
         "keep": keep,
         "targets": targets[keep],
+        "starts": attention.documents(positions),
+        "longest": int(positions.max()) + 1,
     }
 
 
-def token_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the loss in nats of each supervised token, float32 [N].
+def hidden_states(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return what the model gives at supervised positions: [N, W] within `without_head`, or logits.
 
-    Logits are made only where there is loss.
     No attention mask and no cache: only then do restarting positions keep packed documents apart.
     """
+    plain: Any = getattr(model, "module", model)  # under DDP
+    own = plain.config._attn_implementation == attention.NAME
     output = model(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
         logits_to_keep=inputs["keep"],
         use_cache=False,
+        **({"starts": inputs["starts"], "longest": inputs["longest"]} if own else {}),
     )
-    logits = output.logits.flatten(0, -2).float()  # [N, V]
-    return cross_entropy(logits, inputs["targets"], reduction="none")
+    return output.logits.flatten(0, -2)
+
+
+def summed_loss(
+    model: torch.nn.Module, inputs: dict[str, Any], head: torch.nn.Linear | None
+) -> torch.Tensor:
+    """Return the summed loss in nats over the supervised tokens, fp32.
+
+    head: the output layer that `without_head` took away, or None where the model has its own.
+    """
+    found = hidden_states(model, inputs)
+    if head is not None:
+        return losses.summed(found, head.weight, inputs["targets"])
+    return cross_entropy(found.float(), inputs["targets"], reduction="sum")
+
+
+@torch.no_grad()
+def token_losses(model: "PreTrainedModel", inputs: dict[str, Any]) -> torch.Tensor:
+    """Return the loss in nats of each supervised token, fp32 [N]."""
+    with losses.without_head(model) as head:
+        found = hidden_states(model, inputs)
+    if head is not None:
+        return losses.each(found, head.weight, inputs["targets"])
+    return cross_entropy(found.float(), inputs["targets"], reduction="none")
 
 
 class MicroBatches(Dataset):
@@ -120,7 +151,7 @@ class MicroBatches(Dataset):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         step, rows = self._items[index]
         batch = (
             packing.build([[self._examples[i] for i in row] for row in rows], pad_id=self._pad_id)
@@ -137,6 +168,7 @@ class SFTTrainer(Trainer):
     """Trainer that takes planned micro-batches in order; loss is summed ÷ the step's supervised."""
 
     loss_is_scaled_for_ga = True
+    head: torch.nn.Linear | None = None  # see losses.without_head
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)  # ty: ignore[invalid-argument-type]
@@ -149,8 +181,8 @@ class SFTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return summed loss ÷ supervised tokens of the whole step; DDP's averaging is undone."""
-        losses = token_losses(model, inputs)
-        return losses.sum() / inputs["step_supervised"] * self.accelerator.num_processes
+        total = summed_loss(model, inputs, self.head)
+        return total / inputs["step_supervised"] * self.accelerator.num_processes
 
 
 class TrainLog(TrainerCallback):
@@ -344,14 +376,15 @@ def evaluate(
         for rows in parts:
             grouped = [[chunk[i] for i in row] for row in rows]
             inputs = as_tensors(packing.build(grouped, pad_id=pad_id))
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                losses = token_losses(model, inputs).double().cpu().numpy()
+            inputs = {n: v.to(device) if torch.is_tensor(v) else v for n, v in inputs.items()}
+            half = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+            with half, attention.by_document(model):
+                nats = token_losses(model, inputs).double().cpu().numpy()
             kinds = np.concatenate([e.kinds[1:][e.kinds[1:] > 0] for row in grouped for e in row])
-            total += float(losses.sum())
-            text += float(losses[kinds == TEXT].sum())
-            eligible += float(losses[kinds == MATCH].sum())
-            tokens += len(losses)
+            total += float(nats.sum())
+            text += float(nats[kinds == TEXT].sum())
+            eligible += float(nats[kinds == MATCH].sum())
+            tokens += len(nats)
     return {
         "eval_loss": total / tokens,
         "eval_bits_per_byte": _bits_per_byte(text, sum(e.text_bytes for e in examples)),
@@ -425,7 +458,8 @@ def train(
     stop = StopWhenTold(every=settings.logging_steps)
     trainer.add_callback(stop)  # before the log, which is written before a checkpoint is
     trainer.add_callback(log)
-    done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    with attention.by_document(model), losses.without_head(model) as trainer.head:
+        done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if stop.told and trainer.state.global_step < len(plan.steps):
         raise StoppedError(
             f"terminated after step {trainer.state.global_step} of {len(plan.steps)}; a checkpoint "

@@ -38,7 +38,9 @@ def test_every_example_stands_in_exactly_one_row_that_fits(lengths, at_once, pac
     parts = packing.split_step(lengths, max_length=128, rows_at_once=at_once, packing=packed)
     seen = sorted(i for rows in parts for row in rows for i in row)
     assert seen == list(range(len(lengths)))
-    assert all(len(rows) <= at_once for rows in parts)
+    for rows in parts:
+        width = max(sum(lengths[i] for i in row) for row in rows)
+        assert len(rows) * width <= at_once * 128
     assert all(sum(lengths[i] for i in row) <= 128 for rows in parts for row in rows)
 
 

@@ -24,16 +24,16 @@ def train(demo, folder, *more):
 def test_a_killed_training_run_ends_in_the_same_weights(demo, monkeypatch, capsys):
     assert train(demo, "whole") == 0
     calls = []
-    honest = training.token_losses
+    honest = training.summed_loss
 
-    def dying(model, inputs):
+    def dying(model, inputs, head):
         calls.append(1)
         if len(calls) == 4:
             raise KilledError
-        return honest(model, inputs)
+        return honest(model, inputs, head)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "token_losses", dying)
+        patch.setattr(training, "summed_loss", dying)
         with pytest.raises(KilledError):
             train(demo, "killed")
     assert not (demo / "killed" / "sft_results.json").exists()

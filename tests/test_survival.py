@@ -41,14 +41,14 @@ def one_line(capsys):
 
 def at_call(monkeypatch, number, act):
     """Let the loss function of training act at one of its calls."""
-    honest, calls = training.token_losses, []
+    honest, calls = training.summed_loss, []
 
-    def patched(model, inputs):
+    def patched(model, inputs, head):
         calls.append(1)
-        losses = honest(model, inputs)
-        return act(losses) if len(calls) == number else losses
+        loss = honest(model, inputs, head)
+        return act(loss) if len(calls) == number else loss
 
-    monkeypatch.setattr(training, "token_losses", patched)
+    monkeypatch.setattr(training, "summed_loss", patched)
 
 
 @contextlib.contextmanager
@@ -66,9 +66,9 @@ def test_a_preempted_run_saves_and_ends_in_the_same_weights(demo, monkeypatch, c
     assert train(demo, "whole") == 0
     capsys.readouterr()
 
-    def preempt(losses):
+    def preempt(loss):
         os.kill(os.getpid(), signal.SIGTERM)
-        return losses
+        return loss
 
     with monkeypatch.context() as patch:
         at_call(patch, 3, preempt)
@@ -101,7 +101,7 @@ def test_a_preempted_evaluation_keeps_its_answers(demo, monkeypatch, capsys):
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(demo, monkeypatch, capsys):
     """Trainer's default hides NaN in the log, and a later checkpoint replaces the last good one."""
-    at_call(monkeypatch, 4, lambda losses: losses * torch.nan)
+    at_call(monkeypatch, 4, lambda loss: loss * torch.nan)
     assert train(demo, "nan", "--set", "training.logging_steps=100") == 1
     line = one_line(capsys)
     assert "loss is nan at step 4" in line
@@ -156,7 +156,7 @@ def test_a_parent_that_was_cut_off_is_refused(demo, capsys, name, size):
 def test_a_half_written_checkpoint_is_passed_over(demo, monkeypatch, capsys):
     """Trainer takes the highest number, whole or not, and fails on an empty checkpoint-99."""
     assert train(demo, "whole") == 0
-    at_call(monkeypatch, 5, lambda losses: losses * torch.nan)
+    at_call(monkeypatch, 5, lambda loss: loss * torch.nan)
     assert train(demo, "half") == 1
     monkeypatch.undo()
     kept = training.last_checkpoint(demo / "half")

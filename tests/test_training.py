@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from domain_tokens import training
+from domain_tokens import attention, losses, training
 from domain_tokens.config import TrainingSection
 from tests.test_packing import make_example, random_examples
 
@@ -35,9 +35,11 @@ def step_gradients(model, examples, settings):
     plan = training.make_plan(examples, settings)
     batches = training.MicroBatches(examples, plan, pad_id=50256)
     model.zero_grad()
-    for i in range(plan.accumulation):
-        inputs = batches[i]
-        (training.token_losses(model, inputs).sum() / inputs["step_supervised"]).backward()
+    with attention.by_document(model), losses.without_head(model) as head:
+        for i in range(plan.accumulation):
+            inputs = batches[i]
+            loss = training.summed_loss(model, inputs, head)
+            (loss / inputs["step_supervised"]).backward()
     return torch.cat([p.grad.flatten().clone() for p in model.parameters()])
 
 
@@ -126,7 +128,8 @@ def test_trainer_takes_the_steps_that_plain_adamw_takes(tiny_model, tmp_path):
         optimizer.zero_grad()
         for i in range(plan.accumulation):
             inputs = batches[step * plan.accumulation + i]
-            (training.token_losses(reference, inputs).sum() / inputs["step_supervised"]).backward()
+            loss = training.summed_loss(reference, inputs, None)  # full logits, attention by mask
+            (loss / inputs["step_supervised"]).backward()
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
     expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
@@ -189,3 +192,69 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(tiny_model, tmp_path):
     assert torch.equal(resumed, expected)
     lines = (tmp_path / "part" / "train_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def llama():
+    """A random Llama with grouped key and value heads and an output layer of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50_349,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_fast_path_gives_the_gradients_of_the_plain_one(tiny_model, family, monkeypatch):
+    """Attention by document and the loss in chunks against a mask and full logits."""
+    monkeypatch.setattr(losses, "CHUNK_BYTES", {"cpu": 64 * 4 * 50_349})  # several chunks
+    model = tiny_model if family == "gpt2" else llama()
+    examples = random_examples(24, low=8)
+    settings = with_(batch_size=24, gradient_accumulation_steps=1)
+    fast = step_gradients(model, examples, settings)
+    inputs = training.MicroBatches(examples, training.make_plan(examples, settings), pad_id=50256)[
+        0
+    ]
+    assert len(inputs["targets"]) > 128
+    model.zero_grad()
+    (training.summed_loss(model, inputs, None) / inputs["step_supervised"]).backward()
+    plain = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert plain.abs().max() > 1e-2
+    assert (fast - plain).abs().max() < 1e-5 * max(1.0, plain.abs().max().item())
+
+
+def test_the_fast_path_leaves_the_model_as_it_was(tiny_model, tmp_path):
+    before = tiny_model.config._attn_implementation
+    train(tiny_model, random_examples(8), with_(num_epochs=1), tmp_path)
+    assert tiny_model.config._attn_implementation == before
+    ids = torch.tensor([[1, 2, 3]])
+    assert tiny_model(ids).logits.shape == (1, 3, 50_349)
+
+
+def test_a_head_that_does_more_keeps_its_own_logits(tiny_model):
+    """Gemma caps its logits behind the output layer: they may not be computed without it."""
+    tiny_model.config.model_type = "gemma2"
+    with losses.without_head(tiny_model) as head:
+        assert head is None
+        assert tiny_model(torch.tensor([[1]])).logits.shape[-1] == 50_349
+    tiny_model.config.model_type = "gpt2"
+
+
+def test_losses_one_by_one_add_up_to_their_sum(tiny_model, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_BYTES", {"cpu": 64 * 4 * 50_349})
+    hidden = torch.randn(150, 32)
+    weight, targets = tiny_model.lm_head.weight, torch.randint(50_349, (150,))
+    one_by_one = losses.each(hidden, weight, targets)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    assert torch.allclose(one_by_one, expected, rtol=1e-5)
+    assert torch.allclose(losses.summed(hidden, weight, targets), expected.sum(), rtol=1e-6)
+    assert len(losses.each(hidden[:0], weight, targets[:0])) == 0

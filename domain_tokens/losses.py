@@ -1,0 +1,102 @@
+"""Output layer and cross-entropy in chunks: the logits of a whole micro-batch never exist at once.
+
+N supervised positions, W width, V vocabulary.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+CHUNK_BYTES = {"cpu": 64_000_000, "cuda": 512_000_000}  # of fp32 logits
+# Architectures whose logits are the output layer's alone: no scaling, no capping behind it.
+PLAIN_HEADS = {"gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+
+
+def _chunks(hidden: torch.Tensor, vocabulary: int) -> Iterator[slice]:
+    rows = max(64, CHUNK_BYTES.get(hidden.device.type, 64_000_000) // (4 * vocabulary))
+    for start in range(0, len(hidden), rows):
+        yield slice(start, start + rows)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of a linear layer; gradients are made chunk by chunk on the way.
+
+    As in Liger's fused linear cross-entropy (Hsu et al. 2024): the gradient of the logits is known
+    as soon as they are, so nothing of size [N, V] is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Any:
+        dtype = hidden.dtype
+        narrow = weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden)  # [N, W]
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # [V, W]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for part in _chunks(hidden, len(weight)):
+            wanted = targets[part, None]
+            logits = (hidden[part] @ narrow.t()).float()  # [C, V]
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            total += (normaliser - logits.gather(-1, wanted)).sum()
+            slope = logits.sub_(normaliser).exp_()  # in place: softmax minus one-hot
+            slope.scatter_add_(-1, wanted, slope.new_full(wanted.shape, -1.0))
+            slope = slope.to(dtype)
+            torch.mm(slope, narrow, out=grad_hidden[part])
+            if dtype == torch.float32:
+                grad_weight.addmm_(slope.t(), hidden[part])
+            else:
+                grad_weight += slope.t() @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight.mul_(grads[0]), None
+
+
+def summed(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the summed loss in nats of hidden [N, W] through an output layer [V, W], fp32.
+
+    One backward pass only.
+    """
+    found: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return found
+
+
+@torch.no_grad()
+def each(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss in nats of each position, fp32 [N]; nothing is kept for a gradient."""
+    narrow = weight.to(hidden.dtype)
+    parts = [
+        cross_entropy((hidden[part] @ narrow.t()).float(), targets[part], reduction="none")
+        for part in _chunks(hidden, len(weight))
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def plain_head(model: Any) -> torch.nn.Linear | None:
+    """Return the output layer where the logits are its alone and have no bias, else None."""
+    head = model.get_output_embeddings()
+    plain = model.config.model_type in PLAIN_HEADS and isinstance(head, torch.nn.Linear)
+    return head if plain and head.bias is None else None
+
+
+@contextmanager
+def without_head(model: Any) -> Generator[torch.nn.Linear | None]:
+    """Let the model return the hidden states that its output layer would get, as its logits.
+
+    So the loss can be computed in chunks behind a wrapped (DDP) forward pass. Yields the layer, or
+    None where the architecture does more behind it; then nothing is changed.
+    """
+    head = plain_head(model)
+    if head is None:
+        yield None
+        return
+    head.forward = lambda hidden: hidden  # ty: ignore[invalid-assignment]
+    try:
+        yield head
+    finally:
+        del head.forward
