@@ -19,7 +19,7 @@ from domain_tokens.command_line import Parser, run
 
 EXAMPLE = (
     "uv run python benchmarks/decoding.py --model-path outputs/hf_smollm2 "
-    "--data ../shared/data/gsm8k/test.jsonl --questions 64 --repeats 5"
+    "--data ../shared/data/gsm8k/test.jsonl --questions 192 --repeats 5"
 )
 PEERS = {
     "hf1": "transformers generate, batch 1",
@@ -156,9 +156,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--model-path", required=True, metavar="DIR")
     parser.add_argument("--data", required=True, metavar="FILE", help="GSM8K rows")
-    parser.add_argument("--questions", type=int, default=64, metavar="N")
+    parser.add_argument("--questions", type=int, default=192, metavar="N")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    parser.add_argument("--slots", type=int, default=64, metavar="N", help="of ours")
+    parser.add_argument("--slots", type=int, default=128, metavar="N", help="of ours")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="batch 1 runs once")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--peer", choices=PEERS, help="measure this one here and print JSON")

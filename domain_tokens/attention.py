@@ -86,15 +86,16 @@ AttentionInterface.register(NAME, document_attention)
 
 
 @contextmanager
-def by_document(model: "PreTrainedModel") -> Generator[None]:
-    """Let a model attend document by document, unless its architecture has its own attention.
+def by_document(model: "PreTrainedModel") -> Generator[bool]:
+    """Let a model attend document by document; yields False where its architecture cannot.
 
     Meanwhile it has to be called with starts and longest, and cannot decode with a cache.
     """
     before = model.config._attn_implementation
-    if getattr(model, "_supports_attention_backend", False):
+    able = bool(getattr(model, "_supports_attention_backend", False))
+    if able:
         model.set_attn_implementation(NAME)
     try:
-        yield
+        yield able
     finally:
         model.set_attn_implementation(before)

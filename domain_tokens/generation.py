@@ -1,12 +1,13 @@
 """The one batched decoder: slots with a preallocated cache, refilled as their rows end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from domain_tokens import attention
 from domain_tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "length", "context"]
 
+PROMPT_TOKENS = 2048  # prompts are read together up to so many
 WIDTH_MULTIPLE = 32  # tokens; attention reads the cache up to the longest row, rounded up
 
 
@@ -107,18 +109,18 @@ class _SlotCache:
     def __init__(self, slots: int, capacity: int):
         self._slots, self._capacity = slots, capacity
         self._layers: list[torch.Tensor] = []
-        self._rows: torch.Tensor | None = None  # slots whose prompts are being read
-        self._owners: torch.Tensor | None = None  # which prompt of the batch each slot takes
+        self._slot: torch.Tensor | None = None  # of each prompt token that is being read
+        self._place: torch.Tensor | None = None  # and its position in the prompt
         self._lengths: torch.Tensor | None = None
         self._width = 0
 
-    def begin_prompts(self, rows: torch.Tensor, owners: torch.Tensor) -> None:
-        """Let the next pass read prompts: slot rows[i] gets the keys of its batch row owners[i]."""
-        self._rows, self._owners = rows, owners
+    def begin_prompts(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Let the next pass read prompts, one behind the other: token i is slot[i]'s place[i]."""
+        self._slot, self._place = slot, place
 
     def begin_step(self, lengths: torch.Tensor, width: int) -> None:
         """Let the next pass write one token per slot, behind lengths [A], and see width tokens."""
-        self._rows, self._lengths, self._width = None, lengths, width
+        self._slot, self._lengths, self._width = None, lengths, width
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
@@ -128,10 +130,9 @@ class _SlotCache:
             shape = (2, self._slots, key.shape[1], self._capacity, key.shape[3])
             self._layers.append(key.new_zeros(shape))
         keys, values = self._layers[layer]
-        if self._rows is not None:
-            size = key.shape[2]
-            keys[self._rows, :, :size] = key[self._owners]
-            values[self._rows, :, :size] = value[self._owners]
+        if self._slot is not None:
+            keys[self._slot, :, self._place] = key[0].transpose(0, 1)
+            values[self._slot, :, self._place] = value[0].transpose(0, 1)
             return key, value
         assert self._lengths is not None
         active = len(self._lengths)
@@ -196,33 +197,48 @@ class _Decoder:
                 yield from self._advance(self._step(), range(len(self._rows)))
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:
-        """Read the next prompts, equal ones once, into free slots."""
-        chosen = [self._waiting.pop() for _ in range(count)]
-        ids = [tuple(self._prompts.ids[index]) for index in chosen]
-        unique = list(dict.fromkeys(ids))
+        """Read the next prompts into free slots; equal ones are read once and copied."""
         first = len(self._rows)
-        device = self._model.device
-        rows = torch.arange(first, first + count, device=device)
-        owners = torch.tensor([unique.index(prompt) for prompt in ids], device=device)
-        width = max(map(len, unique))
-        padded = torch.tensor([[*p, *[0] * (width - len(p))] for p in unique], device=device)
-        keep = torch.zeros(padded.shape, dtype=torch.bool, device=device)
-        for row, prompt in enumerate(unique):
-            keep[row, len(prompt) - 1] = True
-        self._cache.begin_prompts(rows, owners)
-        # Padding stands behind the prompt, where a causal query never looks: no mask is needed.
-        logits = self._model(
-            input_ids=padded,  # [U, T]
-            position_ids=torch.arange(width, device=device).expand(padded.shape),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits.flatten(0, -2)  # [U, V]
-        for index, prompt in zip(chosen, ids, strict=True):
+        readers: dict[tuple[int, ...], int] = {}  # prompt -> the slot that reads it
+        for _ in range(count):
+            index = self._waiting.pop()
+            prompt = tuple(self._prompts.ids[index])
+            readers.setdefault(prompt, len(self._rows))
             draws = self._sampling.draws(index, self._prompts.max_new_tokens)
             self._rows.append(_Row(index, len(prompt), [], draws))
             self._tokens.append(0)
-        yield from self._advance(logits[owners], range(first, first + count))
+        with attention.by_document(self._model) as able:
+            groups = list(_groups(readers, most=PROMPT_TOKENS if able else 0))
+            read = torch.cat([self._read(group, readers, able) for group in groups])
+        order = {prompt: number for number, prompt in enumerate(p for g in groups for p in g)}
+        owners = []
+        for slot in range(first, first + count):
+            prompt = tuple(self._prompts.ids[self._rows[slot].index])
+            if readers[prompt] != slot:
+                self._cache.move(readers[prompt], slot, len(prompt))
+            owners.append(order[prompt])
+        yield from self._advance(read[owners], range(first, first + count))
+
+    def _read(
+        self, group: list[tuple[int, ...]], readers: dict[tuple[int, ...], int], able: bool
+    ) -> torch.Tensor:
+        """Read prompts one behind the other, without padding; return their last logits [P, V]."""
+        device = self._model.device
+        lengths = torch.tensor([len(prompt) for prompt in group])
+        ends = lengths.cumsum(0)
+        place = torch.cat([torch.arange(size) for size in lengths.tolist()])
+        slots = torch.tensor([readers[prompt] for prompt in group])
+        self._cache.begin_prompts(slots.repeat_interleave(lengths).to(device), place.to(device))
+        starts = torch.cat([ends.new_zeros(1), ends]).int().to(device)
+        packed = {"starts": starts, "longest": int(lengths.max())} if able else {}
+        return self._model(
+            input_ids=torch.tensor([[i for prompt in group for i in prompt]], device=device),
+            position_ids=place.to(device)[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=(ends - 1).to(device),
+            **packed,
+        ).logits[0]
 
     def _step(self) -> torch.Tensor:
         """Write the newest tokens and return the logits [A, V] of the next ones."""
@@ -269,6 +285,18 @@ class _Decoder:
         rows = [self._rows[slot] for slot in slots]
         draws = torch.tensor([row.draws[len(row.written)] for row in rows])
         return _sample(logits.float(), draws.to(logits.device), self._sampling).tolist()
+
+
+def _groups(prompts: Iterable[tuple[int, ...]], *, most: int) -> Iterator[list[tuple[int, ...]]]:
+    """Yield runs of prompts of at most `most` tokens together; a longer one is alone."""
+    group: list[tuple[int, ...]] = []
+    for prompt in prompts:
+        if group and sum(map(len, group)) + len(prompt) > most:
+            yield group
+            group = []
+        group.append(prompt)
+    if group:
+        yield group
 
 
 def _sample(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
