@@ -28,9 +28,10 @@ def theirs(subject: evaluation.Subject, data: Path, *, batch_size: int) -> list[
 
     task = yaml.safe_load(TASK.read_text(encoding="utf-8"))
     task["dataset_kwargs"]["data_files"]["test"] = str(data)
+    tokenizer: Any = subject.tokenizer  # annotated more narrowly than it is used
     model: Any = HFLM(
         pretrained=subject.model,
-        tokenizer=subject.tokenizer,  # ty: ignore[invalid-argument-type]
+        tokenizer=tokenizer,
         batch_size=batch_size,
         device="cpu",
         dtype="float32",

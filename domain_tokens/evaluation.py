@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from domain_tokens import checkpoints, hardware, outputs, run_card
 from domain_tokens.answers import extract_strict
+from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
-from domain_tokens.endpoints import sample_seed
+from domain_tokens.endpoints import answer_scores, mean_of, sample_seed
 from domain_tokens.errors import UserError
 from domain_tokens.generation import GREEDY, Response, Sampling, generate
 from domain_tokens.injection import stands_right
@@ -329,6 +330,45 @@ def probe_questions(
 def rationale_questions(questions: Sequence[Question], count: int) -> list[Question]:
     """Return every question `count` times, numbered, for the arm's own rationales."""
     return [replace(q, id=f"{q.id}#{k}") for q in questions for k in range(count)]
+
+
+def answer_endpoints(
+    subject: Subject,
+    questions: Sequence[Question],
+    output: Answers,
+    *,
+    golds: Sequence[str],
+    settings: GSM8KSection,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the endpoints G1 and G2 per item and as metrics; nothing without rationales.
+
+    golds: the answers as the data write them.
+    """
+    count = settings.rationales
+    if count == 0:
+        return [{} for _ in questions], {}
+    drawn = answer(
+        subject,
+        rationale_questions(questions, count),
+        output,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        sampling_seed=settings.rationale_seed,
+    )
+    scores = answer_scores(
+        subject,
+        [question.prompt_ids for question in questions],
+        golds,
+        [drawn[i : i + count] for i in range(0, len(drawn), count)],
+        settings.frequent_answers,
+    )
+    return [asdict(score) for score in scores], mean_of(scores, count)
+
+
+def speed(items: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Return items and tokens per second of the greedy answers."""
+    tokens = sum(len(item["token_ids"]) for item in items)
+    return {"samples_per_second": len(items) / seconds, "tokens_per_second": tokens / seconds}
 
 
 def text(subject: Subject, response: Response) -> str:

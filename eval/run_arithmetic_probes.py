@@ -34,6 +34,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """Turn the shorthand flags into overrides of the config."""
+    flags = {
+        "evaluation.batch_size": args.batch_size,
+        "evaluation.max_new_tokens": args.max_new_tokens,
+        "evaluation.seed": args.seed,
+        "evaluation.suite": args.suite,
+    }
+    return [*args.overrides, *(f"{k}={v}" for k, v in flags.items() if v is not None)]
+
+
 def score(gold: int, response: str) -> dict[str, Any]:
     """Return the extracted numbers of one response and the two verdicts."""
     strict = answers.extract_probe(response)
@@ -80,14 +91,7 @@ def grid(cells: list[float]) -> list[list[float]]:
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    flags = {
-        "evaluation.batch_size": args.batch_size,
-        "evaluation.max_new_tokens": args.max_new_tokens,
-        "evaluation.seed": args.seed,
-        "evaluation.suite": args.suite,
-    }
-    extra = [f"{k}={v}" for k, v in flags.items() if v is not None]
-    config = load_config(ProbeEvalConfig, args.config, [*args.overrides, *extra])
+    config = load_config(ProbeEvalConfig, args.config, overrides_of(args))
     from domain_tokens import endpoints, evaluation
 
     settings = config.evaluation
@@ -128,8 +132,7 @@ def main(argv: list[str] | None = None) -> int:
             "a1_grid": grid(table_score.by_cell),
             "fact_mass": table_score.fact_mass,
             **evaluation.decoding_metrics(subject, items, right),
-            "samples_per_second": len(items) / seconds,
-            "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
+            **evaluation.speed(items, seconds),
         },
         "card": card,
     }

@@ -3,14 +3,12 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens import answers, corpora
 from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
-from domain_tokens.config import GSM8KEvalConfig, GSM8KSection, load_config
+from domain_tokens.config import GSM8KEvalConfig, load_config
 from domain_tokens.injection import find_facts
 from domain_tokens.sft import CONDITIONS
 from domain_tokens.statistics import (
@@ -22,7 +20,8 @@ from domain_tokens.statistics import (
 from domain_tokens.vocabulary import FACTS, Layout
 
 if TYPE_CHECKING:
-    from domain_tokens.evaluation import Answers, Question, Subject
+    from domain_tokens.evaluation import Question, Subject
+    from domain_tokens.generation import Response
 
 EXAMPLE = (
     "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
@@ -103,39 +102,44 @@ def metrics(items: list[dict[str, Any]], training_mode: str) -> dict[str, Any]:
     }
 
 
-def continuous(
+def item(
     subject: "Subject",
-    questions: Sequence["Question"],
-    output: "Answers",
+    problem: corpora.Problem,
+    question: "Question",
+    response: "Response",
+    facts: set[int],
+    endpoints: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the scored line of one question; applicable: its gold solution uses a fact."""
+    from domain_tokens import evaluation
+
+    return {
+        **evaluation.item(subject, question, response),
+        **score(problem, evaluation.text(subject, response)),
+        "applicable": bool(facts),
+        **endpoints,
+    }
+
+
+def report(
+    args: argparse.Namespace,
+    subject: "Subject",
+    items: list[dict[str, Any]],
+    training_mode: str,
     *,
-    golds: Sequence[str],
-    settings: GSM8KSection,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the endpoints G1 and G2 per item and as metrics; nothing without rationales.
+    more: dict[str, Any],
+    used: list[set[int]],
+) -> dict[str, Any]:
+    """Return all metrics of answered and scored items; used: facts of each gold solution."""
+    from domain_tokens import evaluation
 
-    golds: the answers as the data write them.
-    """
-    from domain_tokens import endpoints, evaluation
-
-    count = settings.rationales
-    if count == 0:
-        return [{} for _ in questions], {}
-    drawn = evaluation.answer(
-        subject,
-        evaluation.rationale_questions(questions, count),
-        output,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        sampling_seed=settings.rationale_seed,
-    )
-    scores = endpoints.answer_scores(
-        subject,
-        [question.prompt_ids for question in questions],
-        golds,
-        [drawn[i : i + count] for i in range(0, len(drawn), count)],
-        settings.frequent_answers,
-    )
-    return [asdict(score) for score in scores], endpoints.mean_of(scores, count)
+    return {
+        "condition": args.condition,
+        "model_path": args.model_path,
+        **metrics(items, training_mode),
+        **evaluation.decoding_metrics(subject, items, used),
+        **more,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,35 +176,19 @@ def main(argv: list[str] | None = None) -> int:
         max_new_tokens=settings.max_new_tokens,
     )
     seconds = time.perf_counter() - start
-    golds = [answers.gold_text(problem.answer) for problem in loaded.items]
-    scores, means = continuous(subject, questions, output, golds=golds, settings=settings)
+    scores, means = evaluation.answer_endpoints(
+        subject,
+        questions,
+        output,
+        golds=[answers.gold_text(problem.answer) for problem in loaded.items],
+        settings=settings,
+    )
     used = [facts_of(problem, subject.layout) for problem in loaded.items]
-    items: list[dict[str, Any]] = [
-        {
-            **evaluation.item(subject, question, response),
-            **score(problem, evaluation.text(subject, response)),
-            "applicable": bool(facts),  # the gold solution uses a fact
-            **own,
-        }
-        for problem, question, response, facts, own in zip(
-            loaded.items, questions, responses, used, scores, strict=True
-        )
-    ]
-    results = {
-        "metrics": {
-            "condition": args.condition,
-            "model_path": args.model_path,
-            **metrics(items, settings.frequent_answers[0]),
-            **means,
-            **evaluation.decoding_metrics(subject, items, used),
-            "samples_per_second": len(items) / seconds,
-            "tokens_per_second": sum(len(i["token_ids"]) for i in items) / seconds,
-        },
-        "examples": items[:SHOWN],
-        "card": card,
-    }
-    output.finish(items, results)
-    shown = results["metrics"]
+    rows = zip(loaded.items, questions, responses, used, scores, strict=True)
+    items = [item(subject, *row) for row in rows]
+    more = {**means, **evaluation.speed(items, seconds)}
+    shown = report(args, subject, items, settings.frequent_answers[0], more=more, used=used)
+    output.finish(items, {"metrics": shown, "examples": items[:SHOWN], "card": card})
     print(
         f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
         f"stop rate {shown['stop_rate']:.1%}; results in {output.results}"

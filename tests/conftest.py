@@ -26,6 +26,16 @@ def call(path, *arguments):
     return command_line.run(load_script(path).main, [str(a) for a in arguments])
 
 
+def train(demo, folder, *more):
+    """Run the GSM8K stage of the small demo, saving every second step; return its status."""
+    words = ["--model-path", demo / "sft_tulu_baseline", "--output-dir", demo / folder]
+    words += ["--condition", "baseline", "--config", "sft/configs/demo/gsm8k.yaml"]
+    for key, name in (("source", "train"), ("validation_source", "test")):
+        words += ["--set", f"data.{key}={demo / 'data' / name}.jsonl"]
+    words += ["--set", "training.save_steps=2", "--set", "training.logging_steps=1"]
+    return call("sft/sft_gsm8k.py", *words, *more)
+
+
 def tree(folder):
     """Every file below a folder with a hash of its content, to see that nothing was touched."""
     return {

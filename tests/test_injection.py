@@ -349,12 +349,12 @@ def test_time_grows_linearly(unit):
 
     def seconds(count):
         text = f"2{unit * count}*3"
-        begin = time.perf_counter()
+        begin = time.process_time()
         inject(text)
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     short = max(min(seconds(3_000) for _ in range(3)), 1e-3)
-    assert seconds(30_000) < 40 * short
+    assert any(seconds(30_000) < 40 * short for _ in range(3))
 
 
 # --- the real data ------------------------------------------------------------------------------

@@ -5,20 +5,11 @@ import json
 import pytest
 
 from domain_tokens import evaluation, training
-from tests.conftest import call, tree
+from tests.conftest import call, train, tree
 
 
 class KilledError(RuntimeError):
     """Stands for a kill: whatever is on disk at that moment is what the next leg finds."""
-
-
-def train(demo, folder, *more):
-    words = ["--model-path", demo / "sft_tulu_baseline", "--output-dir", demo / folder]
-    words += ["--condition", "baseline", "--config", "sft/configs/demo/gsm8k.yaml"]
-    for key, name in (("source", "train"), ("validation_source", "test")):
-        words += ["--set", f"data.{key}={demo / 'data' / name}.jsonl"]
-    words += ["--set", "training.save_steps=2", "--set", "training.logging_steps=1"]
-    return call("sft/sft_gsm8k.py", *words, *more)
 
 
 def test_a_killed_training_run_ends_in_the_same_weights(demo, monkeypatch, capsys):

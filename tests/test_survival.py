@@ -15,16 +15,7 @@ from safetensors.torch import load_file
 
 from domain_tokens import evaluation, training
 from domain_tokens.checkpoints import weights_hash
-from tests.conftest import call, tree
-
-
-def train(demo, folder, *more):
-    words = ["--model-path", demo / "sft_tulu_baseline", "--output-dir", demo / folder]
-    words += ["--condition", "baseline", "--config", "sft/configs/demo/gsm8k.yaml"]
-    for key, name in (("source", "train"), ("validation_source", "test")):
-        words += ["--set", f"data.{key}={demo / 'data' / name}.jsonl"]
-    words += ["--set", "training.save_steps=2", "--set", "training.logging_steps=1"]
-    return call("sft/sft_gsm8k.py", *words, *more)
+from tests.conftest import call, train, tree
 
 
 def evaluate(demo, folder, *more):
