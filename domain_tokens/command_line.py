@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from domain_tokens import outputs
+from domain_tokens import outputs, processes
 from domain_tokens.errors import StoppedError, UserError
 
+CONDITIONS = ("baseline", "mul_tokens")  # the two arms
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -63,6 +64,25 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def add_evaluation_arguments(parser: argparse.ArgumentParser, default_config: str) -> None:
+    """Add the arguments that both evaluations take."""
+    parser.add_argument("--model-path", required=True, metavar="DIR")
+    parser.add_argument("--condition", required=True, choices=CONDITIONS)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows that decode together")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    add_output_arguments(parser)
+    add_config_arguments(parser, default_config)
+
+
+def overrides_of(args: argparse.Namespace, flags: dict[str, str]) -> list[str]:
+    """Return the --set overrides, followed by the flags that were given.
+
+    flags: the name of an argument -> the config key that it is short for.
+    """
+    given = {key: getattr(args, name) for name, key in flags.items()}
+    return [*args.overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)]
+
+
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a script's main; its exit status is 0 when done, 1 for a failed run, 2 for bad input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -87,6 +107,7 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
         return 1
     finally:
         outputs.let_go()
+        processes.leave()
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

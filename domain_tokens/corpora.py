@@ -150,7 +150,8 @@ def read_rows(source: str, *, split: str, key: str = "data.source") -> Iterator[
             f"{path.absolute()}) nor a hub id; wanted a path or owner/name[:config]"
         )
     name = hub["name"]
-    return _hub_rows(name, hub["config"] or HUB_CONFIGS.get(name), split=split, key=key)
+    config = hub["config"] or HUB_CONFIGS.get(name)
+    return _table_rows(_hub_table(name, config, split=split, key=key))
 
 
 def _local_files(path: Path, *, split: str, key: str) -> list[Path]:
@@ -184,6 +185,20 @@ def _local_files(path: Path, *, split: str, key: str) -> list[Path]:
         f"{key}: looked in {path} and {path / 'data'} for split {split!r} as {split}.jsonl, "
         f"{split}.json, {split}.parquet or {split}-*.parquet and found none; name the file itself"
     )
+
+
+def source_identity(source: str, *, split: str, key: str = "data.source") -> dict[str, str]:
+    """Return what tells a source's content apart: hashes of local files, a hub table's fingerprint.
+
+    Raises UserError for a source that is absent.
+    """
+    files = file_hashes(source, split=split, key=key)
+    hub = None if files else HUB_ID.fullmatch(source)
+    if hub is None:
+        return files
+    config = hub["config"] or HUB_CONFIGS.get(hub["name"])
+    table = _hub_table(hub["name"], config, split=split, key=key)
+    return {f"{hub['name']}:{config}:{split}": table._fingerprint}
 
 
 def file_hashes(source: str, *, split: str, key: str = "data.source") -> dict[str, str]:
@@ -267,7 +282,7 @@ def _parquet_rows(path: Path, key: str) -> Iterator[dict]:
         ) from error
 
 
-def _hub_rows(name: str, config: str | None, *, split: str, key: str) -> Iterator[dict]:
+def _hub_table(name: str, config: str | None, *, split: str, key: str) -> Any:
     import datasets.config
     import datasets.exceptions
 
@@ -277,7 +292,7 @@ def _hub_rows(name: str, config: str | None, *, split: str, key: str) -> Iterato
         # load_dataset retries an absent network for half a minute; told that it is offline, it goes
         # straight to its cache.
         datasets.config.HF_HUB_OFFLINE = was_offline or not online
-        table = datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # A plain FileNotFoundError is what is left of a request that a proxy refused; a data set
         # that the hub does not have raises a class of its own.
@@ -292,7 +307,6 @@ def _hub_rows(name: str, config: str | None, *, split: str, key: str) -> Iterato
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
-    return _table_rows(table)
 
 
 def _table_rows(table: Any) -> Iterator[dict]:
@@ -522,35 +536,24 @@ class Decontaminator:
         return (-question, share) if share > 0.5 else None
 
 
-def decontaminate(
-    conversations: Sequence[Conversation], questions: Sequence[str]
-) -> tuple[list[Conversation], list[dict]]:
-    """Drop every conversation of which a user turn repeats a test question, and list the drops.
+def find_repeat(finder: Decontaminator, conversation: Conversation) -> dict[str, Any] | None:
+    """Return what is to be listed of a conversation whose user turn repeats a question, or None.
 
-    Returns (kept, drops); a drop is {id, source, question_index, coverage, user_text}, with the
-    first 200 characters of the user turn that covers most.
+    That is {id, source, question_index, coverage, user_text}, with the first 200 characters of the
+    user turn that covers most.
     """
-    finder = Decontaminator(questions)
-    kept: list[Conversation] = []
-    drops: list[dict] = []
-    shown = tqdm(conversations, desc="decontaminating", unit=" rows", delay=2, disable=None)
-    for conversation in shown:
-        turns = [content for role, content in conversation.messages if role == "user"]
-        matches = [(found, turn) for turn in turns if (found := finder.match(turn))]
-        if not matches:
-            kept.append(conversation)
-            continue
-        (question, share), turn = max(matches, key=lambda match: match[0][1])
-        drops.append(
-            {
-                "id": conversation.id,
-                "source": conversation.source,
-                "question_index": question,
-                "coverage": share,
-                "user_text": turn[:200],
-            }
-        )
-    return kept, drops
+    turns = [content for role, content in conversation.messages if role == "user"]
+    matches = [(found, turn) for turn in turns if (found := finder.match(turn))]
+    if not matches:
+        return None
+    (question, share), turn = max(matches, key=lambda match: match[0][1])
+    return {
+        "id": conversation.id,
+        "source": conversation.source,
+        "question_index": question,
+        "coverage": share,
+        "user_text": turn[:200],
+    }
 
 
 def _words(text: str) -> list[str]:

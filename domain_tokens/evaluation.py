@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens import checkpoints, hardware, outputs, run_card
+from domain_tokens import checkpoints, hardware, outputs, processes, run_card
 from domain_tokens.answers import extract_strict
 from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
@@ -54,6 +54,7 @@ class Subject:
 def load_subject(folder: Path, *, condition: str, precision: str) -> Subject:
     """Load a checkpoint for evaluation; raises UserError where it is unfit or of the other arm."""
     checkpoints.check_parent(folder, condition=condition, cross_base=False)
+    processes.join()
     device, dtype = hardware.choose(precision)
     tokenizer = checkpoints.load_tokenizer(folder)
     try:
@@ -75,7 +76,8 @@ class Answers:
         self.folder = Path(output_dir)
         self.results = self.folder / f"{name}_results.json"
         self.items = self.folder / f"{name}_items.jsonl"
-        self._partial = self.folder / f"{name}_items.partial.jsonl"
+        own = "" if hardware.is_main_process() else f".{hardware.rank()}"
+        self._partial = self.folder / f"{name}_items.partial{own}.jsonl"
         self._lock = self.folder / f".{name}_lock"
         self._identity = identity
         self._name = name
@@ -97,7 +99,7 @@ class Answers:
                 self._refuse_another_run()
                 return False
             raise UserError(f"{self.results} is already there; --overwrite replaces it")
-        if self._partial.exists() and not (resume or overwrite):
+        if self._partials() and not (resume or overwrite):
             raise UserError(
                 f"{self.folder} holds an unfinished {self._name} evaluation; "
                 "--resume continues it, --overwrite restarts it"
@@ -120,21 +122,19 @@ class Answers:
 
     def begin(self) -> dict[str, Response]:
         """Make the folder and return the responses of an earlier leg by item id."""
-        if not self._locked:
+        if not self._locked and hardware.is_main_process():
             outputs.make_folder(self.folder)
             outputs.hold(self._lock)
             self._locked = True
+        processes.wait()
         done: dict[str, Response] = {}
-        if self._partial.exists() and not self._restart:
-            lines = self._partial.read_text(encoding="utf-8").split("\n")
-            if not lines[0] or json.loads(lines[0]) != self._identity:
-                raise UserError(
-                    f"{self._partial} was begun with another checkpoint, config or data; "
-                    "give the same arguments, or --overwrite to restart"
-                )
-            for line in lines[1:-1]:  # a killed run can leave half a line behind the last newline
-                item = json.loads(line)
-                done[item["id"]] = Response(item["token_ids"], item["stop"])
+        for partial in [] if self._restart else self._partials():
+            done |= self._read(partial)
+        processes.wait()
+        if self._restart and hardware.is_main_process():
+            for partial in self._partials():
+                partial.unlink()
+        processes.wait()
         self._restart = False
         header = [json.dumps(self._identity)]
         kept = [
@@ -143,17 +143,35 @@ class Answers:
         run_card.write_text(self._partial, "".join(f"{line}\n" for line in header + kept))
         return done
 
+    def _partials(self) -> list[Path]:
+        """Return the files of an unfinished evaluation, one per process that worked on it."""
+        return sorted(self.folder.glob(f"{self._name}_items.partial*.jsonl"))
+
+    def _read(self, partial: Path) -> dict[str, Response]:
+        lines = partial.read_text(encoding="utf-8").split("\n")
+        if not lines[0] or json.loads(lines[0]) != self._identity:
+            raise UserError(
+                f"{partial} was begun with another checkpoint, config or data; "
+                "give the same arguments, or --overwrite to restart"
+            )
+        # A killed run can leave half a line behind the last newline.
+        items = [json.loads(line) for line in lines[1:-1]]
+        return {item["id"]: Response(item["token_ids"], item["stop"]) for item in items}
+
     def append(self, id: str, response: Response) -> None:
         """Keep a finished response, so that a killed run need not decode it again."""
         with self._partial.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"id": id, **asdict(response)}) + "\n")
 
     def finish(self, items: list[dict[str, Any]], results: dict[str, Any]) -> None:
-        """Write the items, then the results, each whole or not at all."""
+        """Write the items, then the results, each whole or not at all; the first process does."""
+        if not hardware.is_main_process():
+            return
         lines = [json.dumps(item, ensure_ascii=False) for item in items]
         run_card.write_text(self.items, "".join(f"{line}\n" for line in lines))
         run_card.write_json(self.results, results)
-        self._partial.unlink()
+        for partial in self._partials():
+            partial.unlink()
         self._lock.unlink()
 
 
@@ -169,15 +187,16 @@ def answer(
     """Decode what is not there yet, greedily; return a response per question, in order.
 
     With a sampling seed responses are drawn at temperature 1, each from a seed of its own id.
+    Several processes share the questions.
     """
     done = output.begin()
-    open_questions = [q for q in questions if q.id not in done]
+    open_questions = processes.mine([q for q in questions if q.id not in done])
     sampling, name = GREEDY, "answer"
     if sampling_seed is not None:
         seeds = tuple(sample_seed(sampling_seed, q.id) for q in open_questions)
         sampling, name = Sampling(temperature=1.0, row_seeds=seeds), "sample rationales"
-    known = len(questions) - len(open_questions)
-    with tqdm(total=len(questions), initial=known, desc=name, delay=2, disable=None) as bar:
+    shown = None if hardware.is_main_process() else True
+    with tqdm(total=len(open_questions), desc=name, delay=2, disable=shown) as bar:
 
         def keep(index: int, response: Response) -> None:
             done[open_questions[index].id] = response
@@ -193,6 +212,7 @@ def answer(
             sampling=sampling,
             on_finished=keep,
         )
+    done = processes.merged(done)
     return [done[q.id] for q in questions]
 
 

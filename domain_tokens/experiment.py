@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from domain_tokens.sft import CONDITIONS
+from domain_tokens.command_line import CONDITIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Return the number of this process among them, 0 for the first."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Return whether this process writes the files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0

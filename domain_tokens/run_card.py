@@ -11,10 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.answers import ANSWERS_VERSION
 from domain_tokens.errors import UserError
-from domain_tokens.injection import INJECTOR_VERSION
-from domain_tokens.prompts import PROMPT_VERSION
 
 CARD_NAME = "run_card.json"
 ROOT = Path(__file__).parents[1]
@@ -111,4 +108,8 @@ def environment(device: str, dtype: str) -> dict[str, Any]:
 
 def formats() -> dict[str, str]:
     """Return the versions of the rules that decide what tokens and verdicts mean."""
+    from domain_tokens.answers import ANSWERS_VERSION
+    from domain_tokens.injection import INJECTOR_VERSION
+    from domain_tokens.prompts import PROMPT_VERSION
+
     return {"prompt": PROMPT_VERSION, "injector": INJECTOR_VERSION, "answers": ANSWERS_VERSION}

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from domain_tokens import processes
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -22,16 +24,16 @@ def continuation_log_probs(
 
     prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty. Prompts
     are left-padded, their cache is repeated for each continuation; fp32 results do not depend on
-    what else is in the batch.
+    what else is in the batch. Several processes share the batches.
     """
     model.eval()
-    scores: list[list[float]] = [[] for _ in prompts]
+    scores: dict[int, list[float]] = {}
     by_length = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    for group in _groups(by_length, continuations):
+    for group in processes.mine(_groups(by_length, continuations)):
         found = _score(model, [prompts[i] for i in group], [continuations[i] for i in group])
-        for index, values in zip(group, found, strict=True):
-            scores[index] = values
-    return scores
+        scores.update(zip(group, found, strict=True))
+    scores = processes.merged(scores)
+    return [scores[i] for i in range(len(prompts))]
 
 
 def _groups(indices: Sequence[int], continuations: Sequence[Sequence[Any]]) -> list[list[int]]:

@@ -1,35 +1,23 @@
-"""One SFT stage, from loaded conversations to a finished checkpoint folder."""
+"""One SFT stage, from the parent checkpoint to a finished checkpoint folder."""
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens import checkpoints, corpora, hardware, run_card
-from domain_tokens.command_line import add_config_arguments, add_output_arguments
+from domain_tokens.command_line import CONDITIONS, add_config_arguments, add_output_arguments
 from domain_tokens.config import DataSection, SFTConfig
-from domain_tokens.corpora import Conversation, decontaminate, digest, load_problems
+from domain_tokens.corpora import digest, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
-from domain_tokens.prompts import Example, Renderer
 
-CONDITIONS = ("baseline", "mul_tokens")
+if TYPE_CHECKING:
+    from domain_tokens.preparation import Prepared, StageData
+    from domain_tokens.prompts import Renderer
 
 
-@dataclass(frozen=True, slots=True)
-class StageData:
-    """What a stage trains and validates on; eval_split says where the validation rows are from."""
-
-    train: list[Conversation]
-    validation: list[Conversation]
-    eval_split: str
-    fingerprint: dict[str, str]
-    dropped: Counter = field(default_factory=Counter)
-    listed_drops: list[dict] = field(default_factory=list)
+FLAGS = {"seed": "training.seed"}  # arguments that are short for config keys
 
 
 def add_stage_arguments(parser: argparse.ArgumentParser, default_config: str) -> None:
@@ -42,14 +30,11 @@ def add_stage_arguments(parser: argparse.ArgumentParser, default_config: str) ->
         action="store_true",
         help="accept a parent of the other arm (a base × SFT factorial)",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show data, steps, estimated time and memory; stop"
+    )
     add_output_arguments(parser)
     add_config_arguments(parser, default_config)
-
-
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """Return the --set overrides, with --seed as the last of them."""
-    seed = [] if args.seed is None else [f"training.seed={args.seed}"]
-    return [*args.overrides, *seed]
 
 
 def open_stage(
@@ -73,28 +58,28 @@ def open_stage(
     return workspace, parent
 
 
-def source_files(data: DataSection) -> dict[str, str]:
-    """Return path and SHA-256 of all local files that a stage reads."""
-    files = corpora.file_hashes(data.source, split=data.split)
-    others = (
+def sources(data: DataSection) -> list[tuple[str, str, str]]:
+    """Return config key, source and split of everything that a stage reads."""
+    found = [
+        ("data.source", data.source, data.split),
         ("data.validation_source", data.validation_source, data.validation_split or "validation"),
         ("data.decontaminate_against", data.decontaminate_against, data.decontaminate_split),
-    )
-    for key, source, split in others:
-        if source is not None:
-            files |= corpora.file_hashes(source, split=split, key=key)
+    ]
+    return [(key, source, split) for key, source, split in found if source is not None]
+
+
+def source_files(data: DataSection) -> dict[str, str]:
+    """Return path and SHA-256 of all local files that a stage reads."""
+    files = {}
+    for key, source, split in sources(data):
+        files |= corpora.file_hashes(source, split=split, key=key)
     return files
 
 
-def drop_test_questions(
-    rows: list[Conversation], data: DataSection
-) -> tuple[list[Conversation], list[dict]]:
-    """Return the rows that do not repeat a test question, and a list of those that do.
-
-    Without data.decontaminate_against all rows are kept.
-    """
+def test_questions(data: DataSection) -> list[str]:
+    """Return the questions that no training row may repeat; none where the config says null."""
     if data.decontaminate_against is None:
-        return rows, []
+        return []
     test = load_problems(
         data.decontaminate_against,
         split=data.decontaminate_split,
@@ -102,40 +87,57 @@ def drop_test_questions(
         subset_seed=data.subset_seed,
         key="data.decontaminate_against",
     )
-    return decontaminate(rows, [problem.question for problem in test.items])
+    return [problem.question for problem in test.items]
 
 
-def render(
-    renderer: Renderer, conversations: Sequence[Conversation], *, max_length: int, name: str
-) -> tuple[list[Example], Counter]:
-    """Render conversations in order; return the kept examples and the counts of drops by reason."""
-    examples: list[Example] = []
-    dropped: Counter = Counter()
-    for row in tqdm(conversations, desc=f"render {name}", delay=2, disable=None):
-        example = renderer.example(row.id, row.messages, max_length=max_length)
-        if isinstance(example, str):
-            dropped[example] += 1
-        else:
-            examples.append(example)
-    return examples, dropped
+def prepare(
+    args: argparse.Namespace,
+    config: SFTConfig,
+    load: Callable[[SFTConfig], "StageData"],
+    renderer: "Renderer",
+    *,
+    inject: bool,
+) -> "Prepared":
+    """Render what a stage trains on, or find it where an earlier run of the same data kept it."""
+    from domain_tokens import preparation
+
+    settings = config.training
+    limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
+    identity = {
+        "sources": [corpora.source_identity(s, split=p, key=k) for k, s, p in sources(config.data)],
+        "data": config.data.model_dump(),
+        "training": {name: getattr(settings, name) for name in limits},
+        "tokenizer": checkpoints.tokenizer_hash(Path(args.model_path)),
+        "inject": inject,
+        "kind": load.__module__,
+    }
+    found = preparation.prepare(
+        lambda: load(config), renderer, max_length=settings.max_length, identity=identity
+    )
+    if not found.train:
+        dropped = found.account.dropped
+        raise UserError(f"no training example is left (dropped: {dropped}); see data.source")
+    return found
 
 
 def run_stage(
     args: argparse.Namespace,
     config: SFTConfig,
-    data: StageData,
+    load: Callable[[SFTConfig], "StageData"],
     workspace: Workspace,
     *,
     inject: bool,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Render, train, evaluate once after the last step, save; return the results.
 
-    The results JSON is written last of all, so that a folder that has it is finished.
+    The results JSON is written last of all, so that a folder that has it is finished. With
+    --dry-run nothing is trained or written, and there are no results.
     """
     import torch
     from transformers import set_seed
 
-    from domain_tokens import training
+    from domain_tokens import display, rehearsal, training
+    from domain_tokens.prompts import Renderer
 
     settings = config.training
     set_seed(settings.seed)
@@ -149,24 +151,21 @@ def run_stage(
         injection_mode=config.data.injection_mode,
         loss_on=settings.loss_on,
     )
-    examples, dropped = render(renderer, data.train, max_length=settings.max_length, name="train")
-    validation, _ = render(
-        renderer, data.validation, max_length=settings.max_length, name="validation"
-    )
-    if not examples:
-        raise UserError(f"no training example is left (dropped: {dict(dropped)}); see data.source")
-    plan = training.make_plan(examples, settings, processes=hardware.world_size())
+    data = prepare(args, config, load, renderer, inject=inject)
+    plan = training.make_plan(data.train, settings, processes=hardware.world_size())
+    print(_announcement(data, plan), flush=True)
+    print(display.example(tokenizer, data.train[plan.order[0]]), flush=True)
+    if args.dry_run:
+        print(rehearsal.estimate(model, data.train, plan, settings))
+        return None
     if hardware.is_main_process():
         workspace.begin()
-    print(_announcement(examples, plan, dropped + data.dropped), flush=True)
     device, dtype = hardware.choose(settings.precision)
     peak = hardware.peak_flops(device, dtype)
-    outcome = training.train(model, examples, plan, settings, workspace.work)
-    scores = training.evaluate(model, validation, settings)
+    outcome = training.train(model, data.train, plan, settings, workspace.work)
+    scores = training.evaluate(model, data.validation, settings)
     results = {
-        **_results(args, config, data, examples, plan),
-        "dropped": dict(dropped + data.dropped),
-        "total_val_samples": len(validation),
+        **_results(args, config, data, plan),
         "train_loss": outcome.train_loss,
         "train_runtime": outcome.seconds,
         "train_samples_per_second": len(plan.order) / outcome.seconds,
@@ -181,6 +180,30 @@ def run_stage(
     return results
 
 
+def summary(results: dict[str, Any], folder: str, name: str) -> str:
+    """Return what a person wants to know of a finished stage, on one screen."""
+    loss, mfu = results["eval_loss"], results["mfu"]
+    lines = [
+        ("train loss", f"{results['train_loss']:.4f}"),
+        (f"{results['eval_split']} loss", "-" if loss is None else f"{loss:.4f}"),
+        ("optimizer steps", f"{results['optimizer_steps']:,}"),
+        ("tokens", f"{results['tokens']:,} ({results['supervised_tokens']:,} supervised)"),
+        (
+            "fact tokens",
+            f"{results['injected_tokens']:,} in {results['injection_rate']:.1%} of the examples",
+        ),
+        (
+            "speed",
+            f"{results['tokens_per_second']:,.0f} tokens/s, {results['train_runtime']:,.0f} s"
+            + ("" if mfu is None else f", {mfu:.0%} of the peak rate"),
+        ),
+        ("peak memory", f"{results['peak_memory_bytes'] / 2**30:.1f} GiB"),
+        ("checkpoint", folder),
+        ("results", f"{folder}/{name}"),
+    ]
+    return "\n".join(f"  {key:<16} {value}" for key, value in lines)
+
+
 def _refuse_longer_than_context(model: Any, max_length: int) -> None:
     context = getattr(model.config, "max_position_embeddings", max_length)
     if max_length > context:
@@ -190,40 +213,38 @@ def _refuse_longer_than_context(model: Any, max_length: int) -> None:
         )
 
 
-def _announcement(examples: list[Example], plan: Any, dropped: Counter) -> str:
-    lost = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none"
-    facts = sum(e.facts for e in examples)
+def _announcement(data: "Prepared", plan: Any) -> str:
+    dropped = sorted(data.account.dropped.items())
+    lost = ", ".join(f"{count} {reason}" for reason, count in dropped) or "none"
     return (
-        f"{len(examples)} examples ({sum(e.truncated for e in examples)} truncated; "
-        f"dropped: {lost}), "
-        f"{sum(plan.tokens)} tokens in {len(plan.steps)} optimizer steps, {facts} fact tokens"
+        f"{len(data.train)} examples ({sum(e.truncated for e in data.train)} truncated; "
+        f"dropped: {lost}), {sum(plan.tokens):,} tokens in {len(plan.steps):,} optimizer steps, "
+        f"{sum(plan.supervised):,} supervised, {sum(e.facts for e in data.train):,} fact tokens"
     )
 
 
 def _results(
-    args: argparse.Namespace,
-    config: SFTConfig,
-    data: StageData,
-    examples: list[Example],
-    plan: Any,
+    args: argparse.Namespace, config: SFTConfig, data: "Prepared", plan: Any
 ) -> dict[str, Any]:
+    examples, account = data.train, data.account
     touched = sum(e.facts > 0 for e in examples)
-    kept = {e.id for e in examples}
     return {
         "condition": args.condition,
         "seed": config.training.seed,
         "dataset": config.data.source,
         "total_train_samples": len(examples),
+        "total_val_samples": len(data.validation),
         "optimizer_steps": len(plan.steps),
         "tokens": sum(plan.tokens),
         "supervised_tokens": sum(plan.supervised),
+        "dropped": account.dropped,
         "truncated": sum(e.truncated for e in examples),
         "injected_examples": touched,
         "injected_tokens": sum(e.facts for e in examples),
         "injection_rate": touched / len(examples),
-        "source_composition": dict(Counter(c.source for c in data.train if c.id in kept)),
+        "source_composition": account.source_composition,
         "order_digest": digest(examples[i].id for i in plan.order),
-        "eval_split": data.eval_split,
+        "eval_split": account.eval_split,
         "config": config.model_dump(),
     }
 
@@ -242,7 +263,7 @@ def _utilisation(
 def _finish(
     args: argparse.Namespace,
     config: SFTConfig,
-    data: StageData,
+    data: "Prepared",
     workspace: Workspace,
     results: dict[str, Any],
 ) -> None:
@@ -263,14 +284,15 @@ def _finish(
         "cross_base": args.cross_base or parent["cross_base"],
         "identity": workspace.identity,
         "formats": run_card.formats(),
-        "data": data.fingerprint,
+        "data": data.account.fingerprint,
         "sources": source_files(config.data),
         "order_digest": results["order_digest"],
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
     }
     run_card.write_json(work / run_card.CARD_NAME, card)
-    if data.listed_drops:
-        run_card.write_json(work / "decontaminated.json", {"dropped": data.listed_drops})
+    if data.account.listed_drops:
+        listed = {"dropped": data.account.listed_drops}
+        run_card.write_json(work / "decontaminated.json", listed)
     run_card.write_json(work / workspace.results_name, results)
     workspace.complete()

@@ -99,6 +99,11 @@ def as_tensors(batch: packing.MicroBatch) -> dict[str, Any]:
     }
 
 
+def on_device(inputs: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return inputs with their tensors on a device."""
+    return {n: v.to(device) if torch.is_tensor(v) else v for n, v in inputs.items()}
+
+
 def hidden_states(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """Return what the model gives at supervised positions: [N, W] within `without_head`, or logits.
 
@@ -376,7 +381,7 @@ def evaluate(
         for rows in parts:
             grouped = [[chunk[i] for i in row] for row in rows]
             inputs = as_tensors(packing.build(grouped, pad_id=pad_id))
-            inputs = {n: v.to(device) if torch.is_tensor(v) else v for n, v in inputs.items()}
+            inputs = on_device(inputs, device)
             half = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
             with half, attention.by_document(model):
                 nats = token_losses(model, inputs).double().cpu().numpy()
@@ -425,6 +430,16 @@ class Outcome:
     flops: float
 
 
+def without_dropout(model: "PreTrainedModel") -> None:
+    """Set every dropout of a model to 0, in its config, too."""
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
 def train(
     model: "PreTrainedModel",
     examples: Sequence[Example],
@@ -440,12 +455,7 @@ def train(
     """
     if not examples:
         raise UserError("no training example is left; see the dropped counts and data.source")
-    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
     trainer = SFTTrainer(
         model=model,

@@ -7,42 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens import answers
-from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
+from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
 from domain_tokens.config import ProbeEvalConfig, load_config
 from domain_tokens.probes import TABLE, probes
-from domain_tokens.sft import CONDITIONS
-from domain_tokens.statistics import wilson_interval
 
 EXAMPLE = (
     "uv run python eval/run_arithmetic_probes.py --model-path outputs/sft_gsm8k_baseline "
     "--output-dir outputs/eval_baseline --condition baseline"
 )
+FLAGS = {
+    "batch_size": "evaluation.batch_size",
+    "max_new_tokens": "evaluation.max_new_tokens",
+    "seed": "evaluation.seed",
+    "suite": "evaluation.suite",
+}
 CATEGORIES = ("mul_table", "mul_multidigit", "addition")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("--model-path", required=True, metavar="DIR")
-    parser.add_argument("--condition", required=True, choices=CONDITIONS)
-    parser.add_argument("--batch-size", type=int, metavar="N")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--seed", type=int, help="which probes are sampled")
     parser.add_argument("--suite", choices=("seed", "full"), help="281 probes, or all there are")
-    add_output_arguments(parser)
-    add_config_arguments(parser, "eval/configs/arithmetic_probes.yaml")
+    add_evaluation_arguments(parser, "eval/configs/arithmetic_probes.yaml")
     return parser.parse_args(argv)
-
-
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """Turn the shorthand flags into overrides of the config."""
-    flags = {
-        "evaluation.batch_size": args.batch_size,
-        "evaluation.max_new_tokens": args.max_new_tokens,
-        "evaluation.seed": args.seed,
-        "evaluation.suite": args.suite,
-    }
-    return [*args.overrides, *(f"{k}={v}" for k, v in flags.items() if v is not None)]
 
 
 def score(gold: int, response: str) -> dict[str, Any]:
@@ -59,6 +47,8 @@ def score(gold: int, response: str) -> dict[str, Any]:
 
 def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Return overall and per-category accuracies and the 9×9 grid of them, all as fractions."""
+    from domain_tokens import statistics
+
     by_category = {c: [i for i in items if i["category"] == c] for c in CATEGORIES}
     correct = sum(i["correct"] for i in items)
     table = [i["correct"] for i in by_category["mul_table"]]
@@ -66,7 +56,7 @@ def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
     cells = [sum(table[i : i + size]) / size for i in range(0, len(table), size)]
     return {
         "overall_accuracy": correct / len(items),
-        "overall_accuracy_interval_95": list(wilson_interval(correct, len(items))),
+        "overall_accuracy_interval_95": list(statistics.wilson_interval(correct, len(items))),
         "overall_accuracy_expression_credited": sum(i["correct_credited"] for i in items)
         / len(items),
         "correct": correct,
@@ -91,7 +81,7 @@ def grid(cells: list[float]) -> list[list[float]]:
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    config = load_config(ProbeEvalConfig, args.config, overrides_of(args))
+    config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
     from domain_tokens import endpoints, evaluation
 
     settings = config.evaluation

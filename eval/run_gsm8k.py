@@ -7,16 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens import answers, corpora
-from domain_tokens.command_line import Parser, add_config_arguments, add_output_arguments, run
+from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
 from domain_tokens.config import GSM8KEvalConfig, load_config
 from domain_tokens.injection import find_facts
-from domain_tokens.sft import CONDITIONS
-from domain_tokens.statistics import (
-    best_constant,
-    matched_floor,
-    training_mode_constant,
-    wilson_interval,
-)
 from domain_tokens.vocabulary import FACTS, Layout
 
 if TYPE_CHECKING:
@@ -27,6 +20,11 @@ EXAMPLE = (
     "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
     "--output-dir outputs/eval_baseline --condition baseline"
 )
+FLAGS = {
+    "batch_size": "evaluation.batch_size",
+    "max_new_tokens": "evaluation.max_new_tokens",
+    "split": "data.split",
+}
 SHOWN = 50  # examples repeated in the results JSON, as in the lab note
 PERMUTATIONS = 2000  # of the golds, for the matched floor
 
@@ -34,25 +32,10 @@ PERMUTATIONS = 2000  # of the golds, for the matched floor
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("--model-path", required=True, metavar="DIR")
-    parser.add_argument("--condition", required=True, choices=CONDITIONS)
     parser.add_argument("--max-samples", type=int, metavar="N", help="only N items, by hash")
-    parser.add_argument("--batch-size", type=int, metavar="N")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--split", help="overrides data.split")
-    add_output_arguments(parser)
-    add_config_arguments(parser, "eval/configs/gsm8k.yaml")
+    add_evaluation_arguments(parser, "eval/configs/gsm8k.yaml")
     return parser.parse_args(argv)
-
-
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """Turn the shorthand flags into overrides of the config."""
-    flags = {
-        "evaluation.batch_size": args.batch_size,
-        "evaluation.max_new_tokens": args.max_new_tokens,
-        "data.split": args.split,
-    }
-    return [*args.overrides, *(f"{k}={v}" for k, v in flags.items() if v is not None)]
 
 
 def score(problem: corpora.Problem, response: str) -> dict[str, Any]:
@@ -79,22 +62,25 @@ def facts_of(problem: corpora.Problem, layout: Layout) -> set[int]:
 
 def metrics(items: list[dict[str, Any]], training_mode: str) -> dict[str, Any]:
     """Return accuracies as fractions, the strict one with its Wilson interval and its floors."""
+    from domain_tokens import statistics
+
     total = len(items)
     correct = sum(item["correct"] for item in items)
     golds = [item["gold"] for item in items]
-    constant = best_constant(golds)
-    matched, p = matched_floor(
+    mode = statistics.training_mode_constant([training_mode], golds)
+    constant = statistics.best_constant(golds)
+    matched, p = statistics.matched_floor(
         [item["strict"] for item in items], golds, permutations=PERMUTATIONS, seed=42
     )
     return {
         "correct": correct,
         "total": total,
         "accuracy": correct / total,
-        "accuracy_interval_95": list(wilson_interval(correct, total)),
+        "accuracy_interval_95": list(statistics.wilson_interval(correct, total)),
         "accuracy_expression_credited": sum(i["correct_credited"] for i in items) / total,
         "accuracy_flexible": sum(i["correct_flexible"] for i in items) / total,
         "training_mode_answer": training_mode,
-        "training_mode_accuracy": training_mode_constant([training_mode], golds).accuracy,
+        "training_mode_accuracy": mode.accuracy,
         "best_constant_answer": constant.answer,
         "best_constant_accuracy": constant.accuracy,
         "matched_floor": matched,
@@ -145,7 +131,7 @@ def report(
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    config = load_config(GSM8KEvalConfig, args.config, overrides_of(args))
+    config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
     from domain_tokens import evaluation
 
     loaded = corpora.load_problems(

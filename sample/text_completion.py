@@ -1,34 +1,22 @@
 """Let one or several checkpoints complete a prompt, answer a question or chat."""
 
 import argparse
-import os
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens.command_line import Parser, run
 from domain_tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from domain_tokens.speaker import Speaker
 
 EXAMPLE = (
     "uv run python sample/text_completion.py --model-path outputs/sft_gsm8k_baseline "
     'outputs/sft_gsm8k_mul_tokens --question "What is 6 times 9?"'
 )
-HIGHLIGHT, PLAIN = "\033[1;33m", "\033[0m"
-
-
-@dataclass
-class Speaker:
-    """A checkpoint and the chat that it is having."""
-
-    folder: Path
-    title: str
-    model: Any
-    tokenizer: Any
-    renderer: Any
-    fact_ids: range
-    history: list[int] = field(default_factory=list)  # ids, so that fact tokens stay what they are
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,10 +30,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="checkpoints to show side by side",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", metavar="TEXT", help="text to go on from, taken as it is")
     what.add_argument("--question", metavar="TEXT", help="a user turn to answer")
     what.add_argument("--interactive", action="store_true", help="chat; /reset, /quit")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per response")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="(%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, metavar="N", help="only the N most likely tokens")
@@ -54,6 +43,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=42, help="(%(default)s)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     args = parser.parse_args(argv)
+    told = args.prompt is not None or args.question is not None or args.interactive
+    if not told and asked_at_terminal():
+        raise UserError("give --prompt, --question or --interactive, or questions through a pipe")
     for name in ("num_samples", "max_new_tokens", "top_k"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -72,116 +64,112 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def load(folder: Path, precision: str) -> Speaker:
-    """Load a checkpoint; its run card, if it has one, gives stage and condition."""
-    from domain_tokens import checkpoints, hardware
-    from domain_tokens.prompts import Renderer
-    from domain_tokens.vocabulary import layout_of
-
-    checkpoints.verify_folder(folder)
-    card = checkpoints.read_card(folder)
-    tokenizer = checkpoints.load_tokenizer(folder)
-    try:
-        layout = layout_of(tokenizer)
-    except ValueError as error:
-        raise UserError(f"{folder}: {error}") from None
-    device, dtype = hardware.choose(precision)
-    return Speaker(
-        folder=folder,
-        title=f"{folder}" + (f" ({card['stage']}, {card['condition']})" if card else ""),
-        model=checkpoints.load_model(folder, dtype=dtype).to(device),
-        tokenizer=tokenizer,
-        renderer=Renderer(tokenizer),
-        fact_ids=layout.fact_ids,
-    )
+def asked_at_terminal() -> bool:
+    """Return whether a person types, rather than a pipe."""
+    return sys.stdin.isatty()
 
 
-def shown(speaker: Speaker, token_ids: Sequence[int], *, colour: bool) -> str:
-    """Return a response as text: facts (known by id) highlighted, control characters escaped."""
-    pieces: list[tuple[bool, list[int]]] = []
-    for token in token_ids:
-        fact = token in speaker.fact_ids
-        if fact or not pieces or pieces[-1][0]:
-            pieces.append((fact, []))
-        pieces[-1][1].append(token)
-    text = ""
-    for fact, ids in pieces:
-        piece = "".join(
-            c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
-            for c in speaker.tokenizer.decode(ids, skip_special_tokens=True)
-        )
-        text += (f"{HIGHLIGHT}{piece}{PLAIN}" if colour else f"«{piece}»") if fact else piece
-    return text
+def respond(
+    speaker: "Speaker", prompt: list[int], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return all samples of one prompt."""
+    from domain_tokens.generation import Sampling
 
-
-def respond(speaker: Speaker, prompt: list[int], args: argparse.Namespace) -> list[int]:
-    """Decode all samples of one prompt and print them; return the ids of the first."""
-    from domain_tokens.generation import Sampling, generate
-
-    responses = generate(
-        speaker.model,
-        [prompt] * args.num_samples,
-        eos_id=speaker.renderer.eos,
+    return speaker.respond(
+        prompt,
+        count=args.num_samples,
         max_new_tokens=args.max_new_tokens,
-        batch_size=32,
         sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
     )
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for number, response in enumerate(responses, 1):
-        facts = sum(token in speaker.fact_ids for token in response.token_ids)
-        sample = f"sample {number}: " if args.num_samples > 1 else ""
-        print(shown(speaker, response.token_ids, colour=colour))
-        print(
-            f"  [{sample}{len(response.token_ids)} tokens, {facts} fact tokens, "
-            f"stop: {response.stop}]",
-            flush=True,
+
+
+def note(sample: dict[str, Any], count: int) -> str:
+    """Return the line under a response."""
+    number = f"sample {sample['sample']}: " if count > 1 else ""
+    tokens, facts = len(sample["token_ids"]), sample["fact_tokens"]
+    return f"[{number}{tokens} tokens, {facts} fact tokens, stop: {sample['stop']}]"
+
+
+def show(
+    speakers: Sequence["Speaker"],
+    answers: Sequence[list[dict[str, Any]]],
+    args: argparse.Namespace,
+    asked: str,
+) -> None:
+    """Print responses: in columns on a terminal, one below the other elsewhere, or as JSON."""
+    from domain_tokens import display
+
+    if args.json:
+        for sample in (sample for samples in answers for sample in samples):
+            line = {"asked": asked, **{k: v for k, v in sample.items() if k != "shown"}}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    elif len(speakers) > 1 and sys.stdout.isatty():
+        rows = [
+            [f"{sample['shown']}\n{note(sample, args.num_samples)}" for sample in row]
+            for row in zip(*answers, strict=True)
+        ]
+        display.columns([speaker.title for speaker in speakers], rows)
+    else:
+        for speaker, samples in zip(speakers, answers, strict=True):
+            print(f"\n{speaker.title}")
+            for sample in samples:
+                print(f"{sample['shown']}\n  {note(sample, args.num_samples)}", flush=True)
+
+
+def ask(speakers: Sequence["Speaker"], args: argparse.Namespace, text: str) -> None:
+    """Answer one user turn; every checkpoint keeps a history of its own answers."""
+    answers = []
+    for speaker in speakers:
+        render = speaker.renderer
+        prompt = (
+            render.next_prompt(speaker.history, text)
+            if speaker.history
+            else render.prompt([("user", text)])
         )
-    return responses[0].token_ids
+        answers.append(respond(speaker, prompt, args))
+        speaker.history = prompt + answers[-1][0]["token_ids"]
+    show(speakers, answers, args, text)
 
 
-def chat(speakers: Sequence[Speaker], args: argparse.Namespace) -> None:
-    """Chat on the terminal; every checkpoint keeps a history of its own answers."""
-    cue = "\nUser: " if sys.stdin.isatty() else ""
+def chat(speakers: Sequence["Speaker"], args: argparse.Namespace) -> None:
+    """Read user turns until the end or /quit; questions from a pipe do not know of each other."""
+    if args.interactive and asked_at_terminal():
+        import readline  # noqa: F401 (input() then has line history)
     while True:
         try:
-            text = input(cue).strip()
+            text = input("\nUser: " if asked_at_terminal() else "").strip()
         except EOFError:
             return
         if text == "/quit":
             return
-        if text == "/reset":
+        if text == "/reset" or not args.interactive:
             for speaker in speakers:
                 speaker.history.clear()
+        if text == "/reset":
             print("(a new conversation)")
         elif text:
-            for speaker in speakers:
-                print(f"\n{speaker.title}\nAssistant:", end="")
-                render = speaker.renderer
-                prompt = (
-                    render.next_prompt(speaker.history, text)
-                    if speaker.history
-                    else render.prompt([("user", text)])
-                )
-                try:
-                    speaker.history = prompt + respond(speaker, prompt, args)
-                except UserError as error:
-                    print(f" (the conversation is too long: {error}; /reset starts a new one)")
+            try:
+                ask(speakers, args, text)
+            except UserError as error:
+                if not args.interactive:
+                    raise
+                print(f"(the conversation is too long: {error}; /reset starts a new one)")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Show what every checkpoint writes."""
     args = parse(argv)
-    speakers = [load(Path(folder), args.precision) for folder in args.model_path]
-    if args.interactive:
+    from domain_tokens.speaker import Speaker
+
+    speakers = [Speaker.load(Path(folder), args.precision) for folder in args.model_path]
+    if args.prompt is not None:
+        prompts = [speaker.renderer.raw_prompt(args.prompt) for speaker in speakers]
+        answers = [respond(s, p, args) for s, p in zip(speakers, prompts, strict=True)]
+        show(speakers, answers, args, args.prompt)
+    elif args.question is not None:
+        ask(speakers, args, args.question)
+    else:
         chat(speakers, args)
-        return 0
-    for speaker in speakers:
-        if args.question is not None:
-            ids = speaker.renderer.prompt([("user", args.question)])
-        else:
-            ids = speaker.renderer.raw_prompt(args.prompt)
-        print(f"\n{speaker.title}")
-        respond(speaker, ids, args)
     return 0
 
 

@@ -5,10 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from domain_tokens.command_line import Parser, add_output_arguments, run
+from domain_tokens.command_line import CONDITIONS, Parser, add_output_arguments, run
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
-from domain_tokens.sft import CONDITIONS
 
 EXAMPLE = (
     "uv run python scripts/export_nanogpt.py --checkpoint ckpt.pt --condition baseline "

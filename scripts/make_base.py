@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens import bases, checkpoints, vocabulary
-from domain_tokens.command_line import Parser, add_output_arguments, run
+from domain_tokens.command_line import CONDITIONS, Parser, add_output_arguments, run
 from domain_tokens.config import ModelSection, PretrainingConfig, load_config
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
-from domain_tokens.sft import CONDITIONS
 
 EXAMPLE = (
     "uv run python scripts/make_base.py --from gpt2-random --condition baseline "

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from domain_tokens.command_line import Parser, run
+from domain_tokens.command_line import CONDITIONS, Parser, run
 from domain_tokens.errors import UserError
 from domain_tokens.experiment import Command, Plan
-from domain_tokens.sft import CONDITIONS
 
 EXAMPLE = "uv run python scripts/run_experiment.py --profile demo"
 ROOT = Path(__file__).resolve().parents[1]

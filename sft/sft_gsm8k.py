@@ -2,11 +2,15 @@
 
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from domain_tokens import corpora, sft
-from domain_tokens.command_line import Parser, run
+from domain_tokens.command_line import Parser, overrides_of, run
 from domain_tokens.config import SFTConfig, load_config
 from domain_tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from domain_tokens.preparation import StageData
 
 EXAMPLE = (
     "uv run python sft/sft_gsm8k.py --model-path outputs/sft_tulu_mul_tokens "
@@ -16,8 +20,10 @@ EXAMPLE = (
 RESULTS = "sft_results.json"
 
 
-def load_data(config: SFTConfig) -> sft.StageData:
+def load_data(config: SFTConfig) -> "StageData":
     """Load training problems, and for the final loss either test rows or a holdout by hash."""
+    from domain_tokens.preparation import StageData
+
     data, settings = config.data, config.training
     loaded = corpora.load_problems(
         data.source,
@@ -41,10 +47,10 @@ def load_data(config: SFTConfig) -> sft.StageData:
         )
         fingerprint["validation"] = other.fingerprint
         held = other.items
-    train, listed = sft.drop_test_questions([_conversation(p) for p in rows], data)
-    dropped = Counter(duplicate=loaded.duplicates, repeats_test_question=len(listed))
-    validation = [_conversation(p) for p in held]
-    return sft.StageData(train, validation, eval_split, fingerprint, +dropped, listed)
+    dropped = Counter(duplicate=loaded.duplicates)
+    train, validation = ([_conversation(p) for p in part] for part in (rows, held))
+    questions = sft.test_questions(data)
+    return StageData(train, validation, eval_split, fingerprint, +dropped, questions)
 
 
 def _conversation(problem: corpora.Problem) -> corpora.Conversation:
@@ -66,15 +72,14 @@ def main(argv: list[str] | None = None) -> int:
             "--inject-mul-tokens with --condition baseline; the baseline has no fact tokens: "
             "leave the flag out, or give --condition mul_tokens"
         )
-    config = load_config(SFTConfig, args.config, sft.overrides_of(args))
+    config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
     workspace, _ = sft.open_stage(args, config, RESULTS)
     if workspace.finished:
         print(f"{args.output_dir} is already finished")
         return 0
-    results = sft.run_stage(
-        args, config, load_data(config), workspace, inject=args.inject_mul_tokens
-    )
-    print(f"train loss {results['train_loss']:.4f}; results in {args.output_dir}/{RESULTS}")
+    results = sft.run_stage(args, config, load_data, workspace, inject=args.inject_mul_tokens)
+    if results:
+        print(sft.summary(results, args.output_dir, RESULTS))
     return 0
 
 

@@ -2,10 +2,14 @@
 
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from domain_tokens import corpora, sft
-from domain_tokens.command_line import Parser, run
+from domain_tokens.command_line import Parser, overrides_of, run
 from domain_tokens.config import SFTConfig, load_config
+
+if TYPE_CHECKING:
+    from domain_tokens.preparation import StageData
 
 EXAMPLE = (
     "uv run python sft/sft_tulu.py --model-path outputs/hf_baseline_10b "
@@ -14,8 +18,10 @@ EXAMPLE = (
 RESULTS = "tulu_sft_results.json"
 
 
-def load_data(config: SFTConfig) -> sft.StageData:
-    """Load the training subset and the validation rows; drop what repeats a test question."""
+def load_data(config: SFTConfig) -> "StageData":
+    """Load the training subset and the validation rows."""
+    from domain_tokens.preparation import StageData
+
     data, settings = config.data, config.training
     wanted = settings.max_train_samples
     own_validation = data.validation_source in (None, data.source)
@@ -44,9 +50,8 @@ def load_data(config: SFTConfig) -> sft.StageData:
         fingerprint["validation"] = other.fingerprint
         ids = {row.id for row in rows}
         validation = [row for row in other.items if row.id not in ids]
-    rows, listed = sft.drop_test_questions(rows, data)
-    dropped["repeats_test_question"] = len(listed)
-    return sft.StageData(rows, validation, "validation", fingerprint, +dropped, listed)
+    questions = sft.test_questions(data)
+    return StageData(rows, validation, "validation", fingerprint, +dropped, questions)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,15 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__ or "", example=EXAMPLE)
     sft.add_stage_arguments(parser, "sft/configs/tulu.yaml")
     args = parser.parse_args(argv)
-    config = load_config(SFTConfig, args.config, sft.overrides_of(args))
+    config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
     workspace, _ = sft.open_stage(args, config, RESULTS)
     if workspace.finished:
         print(f"{args.output_dir} is already finished")
         return 0
-    results = sft.run_stage(
-        args, config, load_data(config), workspace, inject=args.condition == "mul_tokens"
-    )
-    print(f"train loss {results['train_loss']:.4f}; results in {args.output_dir}/{RESULTS}")
+    inject = args.condition == "mul_tokens"
+    results = sft.run_stage(args, config, load_data, workspace, inject=inject)
+    if results:
+        print(sft.summary(results, args.output_dir, RESULTS))
     return 0
 
 

@@ -2,13 +2,19 @@
 
 import hashlib
 import importlib.util
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from domain_tokens import command_line, demo_corpus
-from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer
+# Prepared data and whatever else is cached must come from these tests alone; read at import.
+_caches = tempfile.TemporaryDirectory()
+os.environ["HF_HOME"] = _caches.name
+
+from domain_tokens import command_line, demo_corpus  # noqa: E402
+from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 

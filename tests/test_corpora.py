@@ -17,8 +17,8 @@ from domain_tokens.corpora import (
     Conversation,
     Decontaminator,
     Problem,
-    decontaminate,
     digest,
+    find_repeat,
     hold_out,
     load_conversations,
     load_problems,
@@ -155,7 +155,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, name: str, content: b
 
 
 def test_a_missing_path_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(corpora, "_hub_rows", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(corpora, "_hub_table", lambda *_, **__: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path)
     for source in ("./owner/name", "~/no/such", "/no/such", "owner/rows.jsonl", "../a/b", "word"):
         assert "looked for" in message_of(source, key="data.validation_source")
@@ -428,6 +428,12 @@ def test_match_agrees_with_the_definition(data):
     expected = (shares.index(best), best) if best > 0.5 else None
     found = Decontaminator([" ".join(question) for question in questions], ngram=3)
     assert found.match(" ".join(text)) == expected
+
+
+def decontaminate(rows, questions):
+    finder = Decontaminator(questions)
+    found = [(row, find_repeat(finder, row)) for row in rows]
+    return [row for row, drop in found if not drop], [drop for _, drop in found if drop]
 
 
 def test_only_user_turns_are_compared_and_every_drop_is_listed():
