@@ -5,11 +5,12 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from domain_tokens import outputs, processes
 from domain_tokens.errors import StoppedError, UserError
@@ -28,6 +29,18 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._call = example[: example.index(".py") + 3]
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """Read the arguments; `command` is what a person would type to do the same from the start.
+
+        That is what run cards keep.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        found = super().parse_args(words, namespace)
+        kept = [word for word in words if word not in ("--resume", "--overwrite")]
+        found.command = f"{self._call} {shlex.join(kept)}"
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint as a `UserError`, naming the nearest flag where one is close."""

@@ -160,14 +160,14 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
     training = card["training"]
     flat = {key: _at(card, key) for key in ("stage", "tokenizer", *FORMATS, *SETTING)}
     flat["seed"] = training["seed"] if training else card["seed"]
-    flat |= _flatten(card["data"], "data") | _flatten(card["decode"], "decode")
+    flat |= flatten(card["data"], "data") | flatten(card["decode"], "decode")
     flat["training.stage"] = training["stage"] if training else "base"
     if flat["training.stage"] != "base":
         for key in ("order_digest", *FORMATS, *SETTING):
             flat[f"training.{key}"] = _at(training, key)
         flat["training.parent.stage"] = training["parent"]["stage"] or "base"
-        flat |= _flatten(training["config"], "training.config")
-        flat |= _flatten(training["data"], "training.data")
+        flat |= flatten(training["config"], "training.config")
+        flat |= flatten(training["data"], "training.data")
         del flat["training.config.training.seed"]  # it is the key `seed`
         against = "training.config.data.decontaminate_against"  # a path: only whether, not where
         flat[against] = flat[against] is not None
@@ -328,12 +328,13 @@ def _at(tree: dict[str, Any], key: str) -> Any:
     return node
 
 
-def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
+def flatten(tree: Any, prefix: str) -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key, every key beginning with prefix."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}")
+        flat |= flatten(value, f"{prefix}.{key}")
     return flat
 
 

@@ -237,6 +237,18 @@ def facts_in_place(subject: Subject, token_ids: Sequence[int]) -> list[bool]:
     ]
 
 
+def fact_spans(subject: Subject, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where the fact tokens of a response stand in its text, as [start, end) of characters.
+
+    Facts are known by id: a typed `<MUL_6_9_54>` is none.
+    """
+    places = [at for at, token in enumerate(token_ids) if token in subject.layout.fact_ids]
+    return [
+        (len(_decode(subject, token_ids[:at])), len(_decode(subject, token_ids[: at + 1])))
+        for at in places
+    ]
+
+
 def _decode(subject: Subject, token_ids: Sequence[int]) -> str:
     return str(subject.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
@@ -287,6 +299,7 @@ def card(
     training = checkpoints.read_card(subject.folder)
     return {
         "stage": stage,
+        "command": args.command,
         "condition": args.condition,
         "seed": training["seed"] if training else None,
         "model_path": str(subject.folder),
@@ -405,6 +418,7 @@ def item(subject: Subject, question: Question, response: Response) -> dict[str, 
         "prompt_hash": question.prompt_hash,
         "response": text(subject, response),
         "token_ids": response.token_ids,
+        "fact_spans": fact_spans(subject, response.token_ids),
         "stop_reason": response.stop,
         "gold": question.gold,
     }

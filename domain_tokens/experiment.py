@@ -53,9 +53,9 @@ class Plan:
         for condition in CONDITIONS:
             folders = [str(self._folder("eval", condition, seed)) for seed in self.seeds]
             arguments += [f"--{condition.replace('_', '-')}-dir", *folders]
-        return Command(
-            "scripts/compare_runs.py", [*arguments, "--output-path", str(target)], target
-        )
+        page = self.root / "report.html"
+        arguments += ["--report", str(page), "--output-path", str(target)]
+        return Command("scripts/compare_runs.py", arguments, target)
 
     def check(self) -> Command:
         """Return the command that checks the final checkpoints."""

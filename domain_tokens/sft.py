@@ -274,6 +274,7 @@ def _finish(
     )
     card = {
         "stage": workspace.results_name.removesuffix("_results.json"),
+        "command": args.command,
         "condition": args.condition,
         "seed": config.training.seed,
         "config": config.model_dump(),

@@ -42,6 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--plan", default=PLAN, metavar="FILE", help=f"the frozen analysis plan (default: {PLAN})"
     )
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
+    parser.add_argument("--report", metavar="FILE", help="write a page for the browser (HTML)")
     parser.add_argument(
         "--allow-diff",
         nargs="+",
@@ -154,10 +155,15 @@ def main(argv: list[str] | None = None) -> int:
     report["allowed_differences"] = [asdict(difference) for difference in allowed]
     report["code"] = run_card.code_identity()
     print_report(report)
+    if args.report:
+        from domain_tokens import report as page
+
+        page.write(Path(args.report), report, pairs)
+        print(f"\nreport: {args.report}")
     if args.output_path:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
         run_card.write_json(Path(args.output_path), report)
-        print(f"\nwritten to {args.output_path}")
+        print(f"written to {args.output_path}")
     return 0
 
 

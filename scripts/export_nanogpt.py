@@ -71,7 +71,7 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
         seed=args.seed,
         source=args.checkpoint,
         parent=None,
-        made=made,
+        made={"command": args.command, **made},
     )
     return made
 

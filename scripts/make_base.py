@@ -152,7 +152,7 @@ def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any])
         seed=args.seed,
         source=args.source,
         parent=parent if source.is_dir() else None,
-        made=made,
+        made={"command": args.command, **made},
     )
 
 
