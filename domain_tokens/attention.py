@@ -1,12 +1,14 @@
-"""Attention for packed rows, document by document, without a mask.
+"""Attention for packed tokens: document by document, or slot by slot against a cache.
 
 A mask over a packed row is computed at every position and then thrown away, and it keeps CUDA off
 its flash kernels. Here each document is attended to alone, causally: by varlen attention on CUDA in
-half precision, by one small call per document elsewhere.
+half precision, by one small call per document elsewhere. The tokens of a decoding step, one or
+several per slot, are laid out by slot for this one operation only.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,9 @@ from transformers import AttentionInterface
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "documents"
+NAME = "packed"
+CPU_GROUP = 16  # slots; on a GPU one large call beats several that read less
+WIDTH_MULTIPLE = 32  # tokens; slots read their cache up to the longest of them, rounded up
 
 
 def documents(position_ids: torch.Tensor) -> torch.Tensor:
@@ -30,23 +34,106 @@ def documents(position_ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([starts, starts.new_tensor([len(flat)])]).int()
 
 
-def document_attention(
+@dataclass(frozen=True, slots=True)
+class SlotGroup:
+    """Neighbouring slots that attend together: R slots, n tokens, at most Q of one slot, W places.
+
+    row, offset: [n], where each token stands in [R, Q]; mask: [R, 1, Q, W], true where it may look.
+    """
+
+    slots: slice
+    tokens: slice
+    row: torch.Tensor
+    offset: torch.Tensor
+    mask: torch.Tensor
+
+
+def slot_groups(
+    lengths: Sequence[int], counts: Sequence[int], *, capacity: int, device: torch.device
+) -> list[SlotGroup]:
+    """Group slots 0, 1, …: lengths of what each has in the cache, counts of its new tokens (≥ 1).
+
+    capacity: places of a slot. The new tokens lie one behind the other in the order of the slots.
+    """
+    size = CPU_GROUP if device.type == "cpu" else len(lengths)
+    groups, token = [], 0
+    for first in range(0, len(lengths), size):
+        known = torch.tensor(lengths[first : first + size])
+        new = torch.tensor(counts[first : first + size])
+        longest = int((known + new).max())
+        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
+        last = known[:, None] + torch.arange(int(new.max()))  # [R, Q]
+        mask = torch.arange(width) <= last[:, None, :, None]
+        total = int(new.sum())
+        row = torch.arange(len(new)).repeat_interleave(new)
+        offset = torch.arange(total) - (new.cumsum(0) - new).repeat_interleave(new)
+        slots, tokens = slice(first, first + len(new)), slice(token, token + total)
+        on_device = (x.to(device, non_blocking=True) for x in (row, offset, mask))
+        groups.append(SlotGroup(slots, tokens, *on_device))
+        token += total
+    return groups
+
+
+def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    starts: torch.Tensor,
-    longest: int,
+    starts: torch.Tensor | None = None,
+    longest: int = 0,
+    groups: Sequence[SlotGroup] = (),
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return [B, T, H, D]: every document attends to itself, causally.
+    """Return [B, T, H, D]: every token attends within its document or its slot, causally.
 
-    query, key, value: [B, H or fewer heads, T, D]. starts, longest: of `documents`.
+    query: [B, H, T, D]. With starts and longest, which `documents` gives, key and value are
+    [B, H or fewer, T, D]; with groups, B is 1 and they are the cache, [S, H or fewer, C, D].
     """
     assert attention_mask is None
+    if groups:
+        return _by_slot(query, key, value, groups, scaling), None
+    assert starts is not None
+    return _by_document(query, key, value, starts, longest, scaling), None
+
+
+def _by_slot(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    groups: Sequence[SlotGroup],
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend to the cache: query [1, H, N, D], key and value [S, K heads, C, D] -> [1, N, H, D]."""
+    heads, size = query.shape[1], query.shape[3]
+    shared = heads // key.shape[1]  # query heads for one head of the cache, which is read once
+    parts = []
+    for group in groups:
+        rows, _, most, width = group.mask.shape
+        laid_out = query.new_zeros(rows, heads, most, size)
+        laid_out[group.row, :, group.offset] = query[0, :, group.tokens].transpose(0, 1)
+        found = scaled_dot_product_attention(
+            laid_out.view(rows, heads // shared, shared * most, size),
+            key[group.slots, :, :width],
+            value[group.slots, :, :width],
+            attn_mask=group.mask.repeat(1, 1, shared, 1),
+            scale=scaling,
+        ).view(rows, heads, most, size)
+        parts.append(found[group.row, :, group.offset])  # [n, H, D]
+    return torch.cat(parts)[None]
+
+
+def _by_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend within documents: query, key and value [B, heads, T, D] -> [B, T, H, D]."""
     rows, size = query.shape[0], query.shape[2]
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B T, H, D]
     grouped = q.shape[1] != k.shape[1]
@@ -68,7 +155,7 @@ def document_attention(
         # split has one concatenation as its backward; slices would each fill a whole gradient.
         parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
         out = torch.cat([_causal(*part, scaling, grouped) for part in parts])
-    return out.view(rows, size, *out.shape[1:]), None
+    return out.view(rows, size, *out.shape[1:])
 
 
 def _causal(
@@ -82,14 +169,14 @@ def _causal(
     return found[0].transpose(0, 1)
 
 
-AttentionInterface.register(NAME, document_attention)
+AttentionInterface.register(NAME, packed_attention)
 
 
 @contextmanager
-def by_document(model: "PreTrainedModel") -> Generator[bool]:
-    """Let a model attend document by document; yields False where its architecture cannot.
+def packed(model: "PreTrainedModel") -> Generator[bool]:
+    """Let a model read packed tokens; yields False where its architecture cannot.
 
-    Meanwhile it has to be called with starts and longest, and cannot decode with a cache.
+    Meanwhile it has to be called with what `packed_attention` wants.
     """
     before = model.config._attn_implementation
     able = bool(getattr(model, "_supports_attention_backend", False))

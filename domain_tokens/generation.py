@@ -1,4 +1,8 @@
-"""The one batched decoder: slots with a preallocated cache, refilled as their rows end."""
+"""The one batched decoder: slots with a preallocated cache, refilled as their rows end.
+
+Each pass reads the newest token of every slot and the guesses of `guesses.Lookup` behind it, all in
+one packed row. A guess is kept where it is what the row would have written without it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ import torch
 
 from domain_tokens import attention
 from domain_tokens.errors import UserError
+from domain_tokens.guesses import Lookup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +21,6 @@ if TYPE_CHECKING:
 StopReason = Literal["eos", "length", "context"]
 
 PROMPT_TOKENS = 2048  # prompts are read together up to so many
-WIDTH_MULTIPLE = 32  # tokens; attention reads the cache up to the longest row, rounded up
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +97,10 @@ def generate(
     model.eval()
     responses: dict[int, Response] = {}
     work = _Prompts(prompts, eos_id, max_new_tokens, batch_size, context)
-    for index, response in _Decoder(model, work, sampling).run():
-        responses[index] = response
-        on_finished(index, response)
+    with attention.packed(model) as able:
+        for index, response in _Decoder(model, work, sampling, able=able).run():
+            responses[index] = response
+            on_finished(index, response)
     return [responses[i] for i in range(len(prompts))]
 
 
@@ -103,24 +108,22 @@ class _SlotCache:
     """Keys and values of all slots, preallocated; what a forward pass sees as its cache.
 
     Per layer one tensor [2, S slots, H heads, C capacity, D]; a slot's tokens lie from 0 on.
-    `begin_prompts` and `begin_step` say where the next forward pass writes.
     """
 
     def __init__(self, slots: int, capacity: int):
         self._slots, self._capacity = slots, capacity
         self._layers: list[torch.Tensor] = []
-        self._slot: torch.Tensor | None = None  # of each prompt token that is being read
-        self._place: torch.Tensor | None = None  # and its position in the prompt
-        self._lengths: torch.Tensor | None = None
-        self._width = 0
+        self._slot = self._place = torch.empty(0)
+        self._seen: tuple[int, int] | None = None
 
-    def begin_prompts(self, slot: torch.Tensor, place: torch.Tensor) -> None:
-        """Let the next pass read prompts, one behind the other: token i is slot[i]'s place[i]."""
-        self._slot, self._place = slot, place
+    def begin(
+        self, slot: torch.Tensor, place: torch.Tensor, seen: tuple[int, int] | None = None
+    ) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s place[i].
 
-    def begin_step(self, lengths: torch.Tensor, width: int) -> None:
-        """Let the next pass write one token per slot, behind lengths [A], and see width tokens."""
-        self._slot, self._lengths, self._width = None, lengths, width
+        seen: how many slots and places its queries look at; None where they look at each other.
+        """
+        self._slot, self._place, self._seen = slot, place, seen
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
@@ -130,16 +133,12 @@ class _SlotCache:
             shape = (2, self._slots, key.shape[1], self._capacity, key.shape[3])
             self._layers.append(key.new_zeros(shape))
         keys, values = self._layers[layer]
-        if self._slot is not None:
-            keys[self._slot, :, self._place] = key[0].transpose(0, 1)
-            values[self._slot, :, self._place] = value[0].transpose(0, 1)
+        keys[self._slot, :, self._place] = key.transpose(1, 2).flatten(0, 1)
+        values[self._slot, :, self._place] = value.transpose(1, 2).flatten(0, 1)
+        if self._seen is None:
             return key, value
-        assert self._lengths is not None
-        active = len(self._lengths)
-        slots = torch.arange(active, device=key.device)
-        keys[slots, :, self._lengths] = key[:, :, 0]
-        values[slots, :, self._lengths] = value[:, :, 0]
-        return keys[:active, :, : self._width], values[:active, :, : self._width]
+        slots, places = self._seen
+        return keys[:slots, :, :places], values[:slots, :, :places]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's tokens to another slot."""
@@ -159,81 +158,115 @@ class _SlotCache:
         return query_length, 0
 
 
-@dataclass
 class _Row:
-    """A prompt in a slot: its place among the prompts, its length, what it wrote, its draws."""
+    """A prompt in a slot: what it wrote and may still write, its draws and its guesses."""
 
-    index: int
-    prompt_length: int
-    written: list[int]
-    draws: np.ndarray
+    def __init__(self, index: int, prompt: Sequence[int], *, most: int, draws: np.ndarray):
+        """index: its place among the prompts; most: tokens that it may write, at least one."""
+        self.index, self.draws = index, draws
+        self.written: list[int] = []
+        self.guessed: list[int] = []  # read behind the newest token in this pass
+        self._prompt_length, self._most = len(prompt), most
+        self._lookup = Lookup(prompt)
+
+    @property
+    def cached(self) -> int:
+        """How many tokens it has in the cache: all but the newest."""
+        return self._prompt_length + max(len(self.written) - 1, 0)
+
+    def guess(self) -> None:
+        """Guess what comes behind the newest token, not further than the row may go."""
+        self.guessed = self._lookup.guess(self._most - len(self.written) - 1)
+
+    def accept(self, chosen: Sequence[int], eos_id: int) -> bool:
+        """Write what was chosen behind the newest token and right guesses; return whether to stop.
+
+        chosen: one token more than was guessed.
+        """
+        right = 0
+        for guess, token in zip([*self.guessed, None], chosen, strict=True):
+            if token == eos_id:
+                return True
+            self.written.append(token)
+            self._lookup.add(token)
+            if len(self.written) == self._most:
+                return True
+            if token != guess:
+                break
+            right += 1
+        self._lookup.learn(len(self.guessed), right)
+        return False
 
 
 class _Decoder:
     """Rows that decode together; as one ends the next prompt takes its slot.
 
-    A active slots, 0 to A - 1 (the last one fills a hole), T tokens of a prompt, V vocabulary.
+    A active slots, 0 to A - 1 (the last one fills a hole), N tokens of a pass, V vocabulary. able:
+    whether the model reads packed tokens; if not, prompts are read alone and nothing is guessed.
     """
 
-    def __init__(self, model: "PreTrainedModel", prompts: _Prompts, sampling: Sampling):
-        self._model, self._prompts, self._sampling = model, prompts, sampling
+    def __init__(
+        self, model: "PreTrainedModel", prompts: _Prompts, sampling: Sampling, *, able: bool
+    ):
+        self._model, self._prompts, self._sampling, self._able = model, prompts, sampling, able
         # Longest first: slots that are active together are of like length, and little is padded.
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
         longest = max(map(len, prompts.ids))
+        self._slots = min(prompts.slots, len(prompts.ids))
         self._capacity = min(prompts.context, longest + prompts.max_new_tokens)
-        self._cache = _SlotCache(min(prompts.slots, len(prompts.ids)), self._capacity)
+        self._cache = _SlotCache(self._slots, self._capacity)
         self._rows: list[_Row] = []
-        self._tokens: list[int] = []  # the newest token of each active slot, not yet in the cache
 
     def run(self) -> Iterator[tuple[int, Response]]:
         """Yield (index, response) as rows end."""
-        slots = min(self._prompts.slots, len(self._prompts.ids))
         while self._waiting or self._rows:
-            free = slots - len(self._rows)
+            free = self._slots - len(self._rows)
             # Prompts are read a few at a time: one by one they would keep the others waiting.
-            if self._waiting and free >= max(1, slots // 8):
+            if self._waiting and free >= max(1, self._slots // 8):
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
+                if self._able:
+                    for row in self._rows:
+                        row.guess()
                 yield from self._advance(self._step(), range(len(self._rows)))
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:
         """Read the next prompts into free slots; equal ones are read once and copied."""
         first = len(self._rows)
         readers: dict[tuple[int, ...], int] = {}  # prompt -> the slot that reads it
-        for _ in range(count):
+        prompts = []
+        for slot in range(first, first + count):
             index = self._waiting.pop()
             prompt = tuple(self._prompts.ids[index])
-            readers.setdefault(prompt, len(self._rows))
-            draws = self._sampling.draws(index, self._prompts.max_new_tokens)
-            self._rows.append(_Row(index, len(prompt), [], draws))
-            self._tokens.append(0)
-        with attention.by_document(self._model) as able:
-            groups = list(_groups(readers, most=PROMPT_TOKENS if able else 0))
-            read = torch.cat([self._read(group, readers, able) for group in groups])
+            readers.setdefault(prompt, slot)
+            prompts.append(prompt)
+            most = min(self._prompts.max_new_tokens, self._prompts.context - len(prompt))
+            draws = self._sampling.draws(index, most)
+            self._rows.append(_Row(index, prompt, most=most, draws=draws))
+        groups = list(_groups(readers, most=PROMPT_TOKENS if self._able else 0))
+        read = torch.cat([self._read(group, readers) for group in groups])
         order = {prompt: number for number, prompt in enumerate(p for g in groups for p in g)}
-        owners = []
-        for slot in range(first, first + count):
-            prompt = tuple(self._prompts.ids[self._rows[slot].index])
+        for slot, prompt in enumerate(prompts, start=first):
             if readers[prompt] != slot:
                 self._cache.move(readers[prompt], slot, len(prompt))
-            owners.append(order[prompt])
+        owners = [order[prompt] for prompt in prompts]
         yield from self._advance(read[owners], range(first, first + count))
 
     def _read(
-        self, group: list[tuple[int, ...]], readers: dict[tuple[int, ...], int], able: bool
+        self, group: list[tuple[int, ...]], readers: dict[tuple[int, ...], int]
     ) -> torch.Tensor:
         """Read prompts one behind the other, without padding; return their last logits [P, V]."""
         device = self._model.device
         lengths = torch.tensor([len(prompt) for prompt in group])
         ends = lengths.cumsum(0)
-        place = torch.cat([torch.arange(size) for size in lengths.tolist()])
+        place = torch.cat([torch.arange(size) for size in lengths.tolist()]).to(device)
         slots = torch.tensor([readers[prompt] for prompt in group])
-        self._cache.begin_prompts(slots.repeat_interleave(lengths).to(device), place.to(device))
+        self._cache.begin(slots.repeat_interleave(lengths).to(device), place)
         starts = torch.cat([ends.new_zeros(1), ends]).int().to(device)
-        packed = {"starts": starts, "longest": int(lengths.max())} if able else {}
+        packed = {"starts": starts, "longest": int(lengths.max())} if self._able else {}
         return self._model(
             input_ids=torch.tensor([[i for prompt in group for i in prompt]], device=device),
-            position_ids=place.to(device)[None],
+            position_ids=place[None],
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=(ends - 1).to(device),
@@ -241,50 +274,71 @@ class _Decoder:
         ).logits[0]
 
     def _step(self) -> torch.Tensor:
-        """Write the newest tokens and return the logits [A, V] of the next ones."""
+        """Read newest tokens and guesses; return the logits [N, V] of what follows each."""
         device = self._model.device
-        lengths = [row.prompt_length + len(row.written) - 1 for row in self._rows]
-        width = min(-(-(max(lengths) + 1) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._capacity)
-        places = torch.tensor(lengths, device=device)
-        mask = torch.arange(width, device=device) <= places[:, None]  # [A, W]
-        self._cache.begin_step(places, width)
+        lengths = [row.cached for row in self._rows]
+        counts = torch.tensor([1 + len(row.guessed) for row in self._rows])
+        ids = [i for row in self._rows for i in (row.written[-1], *row.guessed)]
+        slot = torch.arange(len(self._rows)).repeat_interleave(counts)
+        offset = torch.arange(len(ids)) - (counts.cumsum(0) - counts)[slot]
+        place = (torch.tensor(lengths)[slot] + offset).to(device)
+        if self._able:
+            self._cache.begin(slot.to(device), place, (len(lengths), self._capacity))
+            groups = attention.slot_groups(
+                lengths, counts.tolist(), capacity=self._capacity, device=device
+            )
+            logits = self._model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=place[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                groups=groups,
+            ).logits
+            return logits[0]
+        width = max(lengths) + 1
+        self._cache.begin(slot.to(device), place, (len(lengths), width))
+        mask = torch.arange(width, device=device) <= place[:, None]  # [A, W]
         return self._model(
-            input_ids=torch.tensor(self._tokens, device=device)[:, None],
+            input_ids=torch.tensor(ids, device=device)[:, None],
             attention_mask=mask[:, None, None],
-            position_ids=places[:, None],
+            position_ids=place[:, None],
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
 
     def _advance(self, logits: torch.Tensor, slots: range) -> Iterator[tuple[int, Response]]:
-        """Give each slot its next token; yield the rows that end and close the holes they leave."""
+        """Give each slot what it wrote; yield the rows that end and close the holes they leave."""
+        chosen = iter(self._choose(logits, slots))
         ended = []
-        for slot, token in zip(slots, self._choose(logits, slots), strict=True):
-            row, stop = self._rows[slot], None
-            if token == self._prompts.eos_id:
-                stop = "eos"
-            else:
-                row.written.append(token)
-                self._tokens[slot] = token
-                if len(row.written) == self._prompts.max_new_tokens:
-                    stop = "length"
-                elif row.prompt_length + len(row.written) >= self._prompts.context:
-                    stop = "context"
-            if stop is not None:
+        for slot in slots:
+            row = self._rows[slot]
+            found = [next(chosen) for _ in range(1 + len(row.guessed))]
+            if row.accept(found, self._prompts.eos_id):
                 ended.append(slot)
-                yield row.index, Response(row.written, stop)
+                yield row.index, Response(row.written, self._reason(row))
         for slot in reversed(ended):
-            last, token = self._rows.pop(), self._tokens.pop()
+            last = self._rows.pop()
             if slot < len(self._rows):
-                self._cache.move(len(self._rows), slot, last.prompt_length + len(last.written))
-                self._rows[slot], self._tokens[slot] = last, token
+                self._cache.move(len(self._rows), slot, last.cached)
+                self._rows[slot] = last
+
+    def _reason(self, row: _Row) -> StopReason:
+        """Say why a row ended."""
+        if len(row.written) == self._prompts.max_new_tokens:
+            return "length"
+        full = len(self._prompts.ids[row.index]) + len(row.written) == self._prompts.context
+        return "context" if full else "eos"
 
     def _choose(self, logits: torch.Tensor, slots: range) -> list[int]:
+        """Return the next token behind each token that was read: logits [N, V] -> N ids."""
         if self._sampling.temperature == 0:
-            return logits.argmax(-1).tolist()
+            return logits.max(-1).indices.tolist()  # three times as fast as argmax on a CPU
         rows = [self._rows[slot] for slot in slots]
-        draws = torch.tensor([row.draws[len(row.written)] for row in rows])
-        return _sample(logits.float(), draws.to(logits.device), self._sampling).tolist()
+        draws = [
+            row.draws[len(row.written) + i] for row in rows for i in range(1 + len(row.guessed))
+        ]
+        uniform = torch.tensor(np.array(draws)).to(logits.device)
+        return _sample(logits.float(), uniform, self._sampling).tolist()
 
 
 def _groups(prompts: Iterable[tuple[int, ...]], *, most: int) -> Iterator[list[tuple[int, ...]]]:

@@ -33,7 +33,7 @@ def estimate(
     batches = training.MicroBatches(examples, plan, pad_id=int(examples[0].input_ids[-1]))
     inputs = training.on_device(batches[largest], device)
     seconds = 0.0
-    with attention.by_document(model), losses.without_head(model) as head:
+    with attention.packed(model), losses.without_head(model) as head:
         for _ in range(2):  # the first call warms up
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):

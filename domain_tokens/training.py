@@ -383,7 +383,7 @@ def evaluate(
             inputs = as_tensors(packing.build(grouped, pad_id=pad_id))
             inputs = on_device(inputs, device)
             half = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
-            with half, attention.by_document(model):
+            with half, attention.packed(model):
                 nats = token_losses(model, inputs).double().cpu().numpy()
             kinds = np.concatenate([e.kinds[1:][e.kinds[1:] > 0] for row in grouped for e in row])
             total += float(nats.sum())
@@ -468,7 +468,7 @@ def train(
     stop = StopWhenTold(every=settings.logging_steps)
     trainer.add_callback(stop)  # before the log, which is written before a checkpoint is
     trainer.add_callback(log)
-    with attention.by_document(model), losses.without_head(model) as trainer.head:
+    with attention.packed(model), losses.without_head(model) as trainer.head:
         done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if stop.told and trainer.state.global_step < len(plan.steps):
         raise StoppedError(

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from domain_tokens import generation
 from domain_tokens.errors import UserError
 from domain_tokens.generation import Sampling, generate
 from tests.test_packing import random_examples
@@ -19,8 +21,26 @@ def model(tiny_model):
     return tiny_model.eval()
 
 
-def test_batched_greedy_equals_generate_one_by_one(model):
+@pytest.fixture
+def llama():
+    """A tiny Llama whose four query heads share two of the cache."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50_349,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("which", ["model", "llama"])
+def test_batched_greedy_equals_generate_one_by_one(which, request):
     """Unmasked left padding gave 0.459 at batch 1, 0.259 at batch 8 (open-instruct #75)."""
+    model = request.getfixturevalue(which)
     mine = generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4)
     for prompt, response in zip(prompts(), mine, strict=True):
         ids = torch.tensor([prompt])
@@ -35,6 +55,33 @@ def test_batched_greedy_equals_generate_one_by_one(model):
         ended = theirs[-1] == 50256
         assert response.token_ids == (theirs[:-1] if ended else theirs)
         assert response.stop == ("eos" if ended else "length")
+
+
+def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
+    """A rambling model repeats itself, and a packed step reads several of its tokens at once."""
+    passes = []
+    monkeypatch.setattr(
+        generation._Decoder,
+        "_step",
+        lambda self, step=generation._Decoder._step: passes.append(1) or step(self),
+    )
+
+    def run():
+        passes.clear()
+        return generate(model, prompts(), eos_id=-1, max_new_tokens=60, batch_size=7), len(passes)
+
+    found, fewer = run()
+    monkeypatch.setattr(generation.Lookup, "guess", lambda self, most: [])
+    plainly, all_of_them = run()
+    assert found == plainly
+    assert all_of_them == 59
+    assert fewer < 55
+
+
+def test_a_model_that_cannot_read_packed_tokens_writes_the_same(model, monkeypatch):
+    found = generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4)
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    assert generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4) == found
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=50, top_p=0.9, seed=5)])

@@ -35,7 +35,7 @@ def step_gradients(model, examples, settings):
     plan = training.make_plan(examples, settings)
     batches = training.MicroBatches(examples, plan, pad_id=50256)
     model.zero_grad()
-    with attention.by_document(model), losses.without_head(model) as head:
+    with attention.packed(model), losses.without_head(model) as head:
         for i in range(plan.accumulation):
             inputs = batches[i]
             loss = training.summed_loss(model, inputs, head)
