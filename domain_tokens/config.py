@@ -65,11 +65,28 @@ class DataSection(Section):
     decontaminate_split: str = "test"
 
 
+class TrackingSection(Section):
+    """Where a run's curves go besides train_log.jsonl; it changes nothing in the run itself.
+
+    report_to: trackers that are installed. project, run_name: what trackers call it; a run is named
+    after its output folder by default.
+    """
+
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]] = []
+    project: str = "domain-tokens"
+    run_name: str | None = None
+
+
 class SFTConfig(Section):
     """Everything that a training stage can be told by YAML."""
 
     training: TrainingSection
     data: DataSection
+    tracking: TrackingSection = TrackingSection()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the weights: all but the tracking."""
+        return self.model_dump(exclude={"tracking"})
 
 
 class ModelSection(Section):

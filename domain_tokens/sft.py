@@ -11,6 +11,7 @@ from domain_tokens.config import DataSection, SFTConfig
 from domain_tokens.corpora import digest, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
+from domain_tokens.tracking import named, require
 
 if TYPE_CHECKING:
     from domain_tokens.preparation import Prepared, StageData
@@ -41,12 +42,13 @@ def open_stage(
     args: argparse.Namespace, config: SFTConfig, results_name: str
 ) -> tuple[Workspace, dict[str, Any]]:
     """Check the parent, open the output folder; return it and the parent's identity."""
+    require(config.tracking)
     parent = checkpoints.check_parent(
         Path(args.model_path), condition=args.condition, cross_base=args.cross_base
     )
     identity = {
         "condition": args.condition,
-        "config": config.model_dump(),
+        "config": config.identity(),
         "parent_weights": parent["weights"],
         "formats": run_card.formats(),
     }
@@ -162,7 +164,10 @@ def run_stage(
         workspace.begin()
     device, dtype = hardware.choose(settings.precision)
     peak = hardware.peak_flops(device, dtype)
-    outcome = training.train(model, data.train, plan, settings, workspace.work)
+    tracking = named(config.tracking, workspace.final.name)
+    outcome = training.train(
+        model, data.train, plan, settings, workspace.work, tracking=tracking
+    )
     scores = training.evaluate(model, data.validation, settings)
     results = {
         **_results(args, config, data, plan),
@@ -245,7 +250,7 @@ def _results(
         "source_composition": account.source_composition,
         "order_digest": digest(examples[i].id for i in plan.order),
         "eval_split": account.eval_split,
-        "config": config.model_dump(),
+        "config": config.identity(),
     }
 
 
@@ -277,7 +282,7 @@ def _finish(
         "command": args.command,
         "condition": args.condition,
         "seed": config.training.seed,
-        "config": config.model_dump(),
+        "config": config.identity(),
         "weights": checkpoints.weights_hash(work),
         "tokenizer": checkpoints.tokenizer_hash(work),
         "parent": parent,

@@ -17,13 +17,17 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from domain_tokens import attention, hardware, losses, packing
-from domain_tokens.config import TrainingSection
+from domain_tokens import tracking as trackers
+from domain_tokens.config import TrackingSection, TrainingSection
 from domain_tokens.corpora import order
 from domain_tokens.errors import StoppedError, UserError
 from domain_tokens.prompts import MATCH, TEXT, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+NOWHERE = TrackingSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +317,9 @@ class StopWhenTold(TrainerCallback):
         signal.signal(signal.SIGTERM, self._previous)
 
 
-def arguments(settings: TrainingSection, plan: Plan, folder: Path) -> TrainingArguments:
+def arguments(
+    settings: TrainingSection, plan: Plan, folder: Path, tracking: TrackingSection
+) -> TrainingArguments:
     """Translate our settings into Trainer's; defaults that have bitten people are written out."""
     device, dtype = hardware.choose(settings.precision)
     return TrainingArguments(
@@ -335,7 +341,10 @@ def arguments(settings: TrainingSection, plan: Plan, folder: Path) -> TrainingAr
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         save_total_limit=1,
-        report_to=[],
+        report_to=list(tracking.report_to),
+        project=tracking.project,
+        run_name=tracking.run_name,
+        trackio_static_space_id=False,  # nothing is published
         disable_tqdm=True,  # TrainLog shows the progress
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
@@ -446,6 +455,8 @@ def train(
     plan: Plan,
     settings: TrainingSection,
     folder: Path,
+    *,
+    tracking: TrackingSection = NOWHERE,
 ) -> Outcome:
     """Train a model in place, writing train_log.jsonl and one intermediate checkpoint to folder.
 
@@ -457,12 +468,13 @@ def train(
         raise UserError("no training example is left; see the dropped counts and data.source")
     without_dropout(model)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments(settings, plan, folder),
-        train_dataset=MicroBatches(examples, plan, pad_id=pad_id),
-        data_collator=lambda items: items[0],
-    )
+    with trackers.writing_to(folder, tracking):
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments(settings, plan, folder, tracking),
+            train_dataset=MicroBatches(examples, plan, pad_id=pad_id),
+            data_collator=lambda items: items[0],
+        )
     log = TrainLog(folder / "train_log.jsonl", plan, is_writer=trainer.is_world_process_zero())
     trainer.remove_callback(PrinterCallback)
     stop = StopWhenTold(every=settings.logging_steps)
