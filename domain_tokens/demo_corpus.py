@@ -567,7 +567,7 @@ def write(folder: Path, *, seed: int) -> bool:
     """
     generator = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     manifest = {"seed": seed, "sizes": SIZES, "vocabulary": VOCABULARY, "generator": generator}
-    if folder.exists():
+    if folder.exists() and any(folder.iterdir()):
         if (folder / MANIFEST).exists() and read_json(folder / MANIFEST) == manifest:
             return False
         raise UserError(

@@ -165,9 +165,7 @@ def run_stage(
     device, dtype = hardware.choose(settings.precision)
     peak = hardware.peak_flops(device, dtype)
     tracking = named(config.tracking, workspace.final.name)
-    outcome = training.train(
-        model, data.train, plan, settings, workspace.work, tracking=tracking
-    )
+    outcome = training.train(model, data.train, plan, settings, workspace.work, tracking=tracking)
     scores = training.evaluate(model, data.validation, settings)
     results = {
         **_results(args, config, data, plan),

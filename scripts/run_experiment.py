@@ -12,7 +12,7 @@ from types import ModuleType
 
 from domain_tokens.command_line import CONDITIONS, Parser, run
 from domain_tokens.errors import UserError
-from domain_tokens.experiment import Command, Plan
+from domain_tokens.plan import Plan, Stage
 
 EXAMPLE = "uv run python scripts/run_experiment.py --profile demo"
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", help="default: the configs' 42"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="of both SFT stages; each has a comparison of its own (default: the configs')",
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="print the commands only")
+    only.add_argument("--corpora-only", action="store_true", help="write the demo's corpora, stop")
     return parser.parse_args(argv)
 
 
@@ -46,7 +55,7 @@ def load_script(path: str) -> ModuleType:
     return module
 
 
-def call(command: Command) -> bool:
+def call(command: Stage) -> bool:
     """Run one command in this process, continuing what is unfinished; return whether it did work.
 
     A finished one is asked whether it is what this command would make, and not run again.
@@ -72,9 +81,10 @@ def call(command: Command) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Run what is not finished yet, then check and compare the final checkpoints."""
     args = parse(argv)
-    plan = Plan(args.profile, args.output_root, args.seeds)
-    commands = list(plan.commands())
-    last = (plan.check(), plan.comparison())
+    plan = Plan(args.profile, args.output_root, args.seeds, args.learning_rates)
+    commands = list(plan.stages())
+    comparisons = list(plan.comparisons())
+    last = (plan.check(), *comparisons)
     if args.dry_run:
         print(*commands, *last, sep="\n")
         return 0
@@ -84,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
 
         written = demo_corpus.write(plan.data, seed=CORPUS_SEED)
         print(f"demo corpora: {plan.data}{'' if written else ' (already there)'}")
+        if args.corpora_only:
+            return 0
     else:
         for condition in CONDITIONS:
             if not plan.base(condition).is_dir():
@@ -92,8 +104,9 @@ def main(argv: list[str] | None = None) -> int:
                     "there, or make one with scripts/make_base.py"
                 )
     worked = [call(command) for command in commands]
-    if not any(worked) and last[1].finished.is_file():
-        print(f"\neverything is finished, nothing was done; the comparison is {last[1].finished}")
+    if not any(worked) and all(stage.finished.is_file() for stage in comparisons):
+        found = ", ".join(str(stage.finished) for stage in comparisons)
+        print(f"\neverything is finished, nothing was done; the comparison is {found}")
         return 0
     for command in last:
         print(f"\n$ {command}", flush=True)

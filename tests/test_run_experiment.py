@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from domain_tokens.experiment import Plan
+from domain_tokens.plan import Plan
 from tests.conftest import ROOT, call, tree
 
 
@@ -106,10 +106,10 @@ def test_the_full_profile_prints_the_commands_of_the_lab_note(capsys):
 
 
 def test_seeds_get_folders_of_their_own():
-    commands = [str(command) for command in Plan("full", "outputs", [1, 2]).commands()]
+    commands = [str(command) for command in Plan("full", "outputs", [1, 2]).stages()]
     assert len(commands) == len(set(commands)) == 16
     assert sum("--seed 2" in command for command in commands) == 4
-    last = str(Plan("full", "outputs", [1, 2]).comparison())
+    (last,) = map(str, Plan("full", "outputs", [1, 2]).comparisons())
     assert "--baseline-dir outputs/eval_baseline_seed_1 outputs/eval_baseline_seed_2" in last
 
 
@@ -119,7 +119,7 @@ def test_the_full_profile_names_the_base_that_is_missing(tmp_path, capsys):
 
 
 def test_every_printed_config_exists():
-    for command in Plan("demo", "outputs", None).commands():
+    for command in Plan("demo", "outputs").stages():
         for word in command.arguments:
             if word.endswith(".yaml"):
                 assert (ROOT / word).is_file(), word
