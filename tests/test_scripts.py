@@ -57,6 +57,8 @@ def arguments(script, demo, **changes):
         given, more = {"--model-path": demo / "sft_gsm8k_baseline", "--question": "6 times 9?"}, {}
     if script == "scripts/check_checkpoint.py":
         given, more = {str(demo / "hf_baseline"): ""}, {}
+    if script == "scripts/hub.py":
+        given, more = {"pull": "name/repository", str(demo / "new"): ""}, {}
     given |= changes
     words = [str(word) for pair in given.items() for word in pair if word]
     sets = [w for k, f in more.items() for w in ("--set", f"data.{k}={demo / 'data' / f}.jsonl")]
@@ -89,6 +91,8 @@ def test_an_unknown_flag_names_the_nearest_one(script, demo, capsys):
         flag = "--hlep"
     if script == "sample/text_completion.py":
         flag = "--num-sample"
+    if script == "scripts/hub.py":
+        flag = "--privat"
     line = refuse(capsys, demo, script, *arguments(script, demo), flag, "x")
     assert flag in line
     assert "did you mean --" in line
