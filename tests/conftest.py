@@ -109,3 +109,23 @@ def tiny_model():
     model = GPT2LMHeadModel(config)
     extend_model(model, layout, plain, seed=0)
     return model
+
+
+def tiny_llama():
+    """A random Llama with grouped key and value heads and an output layer of its own."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50_349,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,
+            tie_word_embeddings=False,
+        )
+    )

@@ -9,6 +9,7 @@ import torch
 
 from domain_tokens import attention, losses, training
 from domain_tokens.config import TrainingSection
+from tests.conftest import tiny_llama
 from tests.test_packing import make_example, random_examples
 
 SETTINGS = TrainingSection(
@@ -194,30 +195,11 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(tiny_model, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
-def llama():
-    """A random Llama with grouped key and value heads and an output layer of its own."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50_349,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-        )
-    )
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_fast_path_gives_the_gradients_of_the_plain_one(tiny_model, family, monkeypatch):
     """Attention by document and the loss in chunks against a mask and full logits."""
     monkeypatch.setattr(losses, "CHUNK_BYTES", {"cpu": 64 * 4 * 50_349})  # several chunks
-    model = tiny_model if family == "gpt2" else llama()
+    model = tiny_model if family == "gpt2" else tiny_llama()
     examples = random_examples(24, low=8)
     settings = with_(batch_size=24, gradient_accumulation_steps=1)
     fast = step_gradients(model, examples, settings)
