@@ -49,28 +49,32 @@ class SlotGroup:
 
 
 def slot_groups(
-    lengths: Sequence[int], counts: Sequence[int], *, capacity: int, device: torch.device
+    lengths: torch.Tensor,
+    slot: torch.Tensor,
+    offset: torch.Tensor,
+    *,
+    capacity: int,
+    device: torch.device,
 ) -> list[SlotGroup]:
-    """Group slots 0, 1, …: lengths of what each has in the cache, counts of its new tokens (≥ 1).
+    """Group slots 0, 1, … by what each has in the cache: lengths [A], on the CPU as all of these.
 
-    capacity: places of a slot. The new tokens lie one behind the other in the order of the slots.
+    slot, offset: [N], each new token's slot and its place among that slot's new tokens (≥ 1 of
+    them), in the order of the slots. capacity: places of a slot.
     """
+    counts = slot.bincount()
     size = CPU_GROUP if device.type == "cpu" else len(lengths)
     groups, token = [], 0
     for first in range(0, len(lengths), size):
-        known = torch.tensor(lengths[first : first + size])
-        new = torch.tensor(counts[first : first + size])
+        known, new = lengths[first : first + size], counts[first : first + size]
         longest = int((known + new).max())
         width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
         last = known[:, None] + torch.arange(int(new.max()))  # [R, Q]
         mask = torch.arange(width) <= last[:, None, :, None]
-        total = int(new.sum())
-        row = torch.arange(len(new)).repeat_interleave(new)
-        offset = torch.arange(total) - (new.cumsum(0) - new).repeat_interleave(new)
-        slots, tokens = slice(first, first + len(new)), slice(token, token + total)
-        on_device = (x.to(device, non_blocking=True) for x in (row, offset, mask))
+        slots, tokens = slice(first, first + len(new)), slice(token, token + int(new.sum()))
+        places = (slot[tokens] - first, offset[tokens], mask)
+        on_device = (x.to(device, non_blocking=True) for x in places)
         groups.append(SlotGroup(slots, tokens, *on_device))
-        token += total
+        token = tokens.stop
     return groups
 
 

@@ -276,16 +276,16 @@ class _Decoder:
     def _step(self) -> torch.Tensor:
         """Read newest tokens and guesses; return the logits [N, V] of what follows each."""
         device = self._model.device
-        lengths = [row.cached for row in self._rows]
+        lengths = torch.tensor([row.cached for row in self._rows])
         counts = torch.tensor([1 + len(row.guessed) for row in self._rows])
         ids = [i for row in self._rows for i in (row.written[-1], *row.guessed)]
         slot = torch.arange(len(self._rows)).repeat_interleave(counts)
         offset = torch.arange(len(ids)) - (counts.cumsum(0) - counts)[slot]
-        place = (torch.tensor(lengths)[slot] + offset).to(device)
+        place = (lengths[slot] + offset).to(device)
         if self._able:
             self._cache.begin(slot.to(device), place, (len(lengths), self._capacity))
             groups = attention.slot_groups(
-                lengths, counts.tolist(), capacity=self._capacity, device=device
+                lengths, slot, offset, capacity=self._capacity, device=device
             )
             logits = self._model(
                 input_ids=torch.tensor([ids], device=device),
@@ -295,7 +295,7 @@ class _Decoder:
                 groups=groups,
             ).logits
             return logits[0]
-        width = max(lengths) + 1
+        width = int(lengths.max()) + 1
         self._cache.begin(slot.to(device), place, (len(lengths), width))
         mask = torch.arange(width, device=device) <= place[:, None]  # [A, W]
         return self._model(
