@@ -36,13 +36,10 @@ class Sampling:
     seed: int = 42
     row_seeds: tuple[int, ...] | None = None
 
-    def draws(self, index: int, count: int) -> np.ndarray:
-        """Return the uniform draws of the prompt at this place; more of them begin alike."""
-        if self.temperature == 0:
-            return np.empty(0)
-        place = self.seed * 1_000_003 + index
-        seed = place if self.row_seeds is None else self.row_seeds[index]
-        return np.random.default_rng(seed % 2**63).random(count)
+    def stream(self, index: int) -> tuple[int, ...]:
+        """Return what the noise of the prompt at this place begins from."""
+        key = (self.seed, index) if self.row_seeds is None else (self.row_seeds[index],)
+        return tuple(number % 2**63 for number in key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +156,11 @@ class _SlotCache:
 
 
 class _Row:
-    """A prompt in a slot: what it wrote and may still write, its draws and its guesses."""
+    """A prompt in a slot: what it wrote and may still write, and its guesses."""
 
-    def __init__(self, index: int, prompt: Sequence[int], *, most: int, draws: np.ndarray):
+    def __init__(self, index: int, prompt: Sequence[int], *, most: int):
         """index: its place among the prompts; most: tokens that it may write, at least one."""
-        self.index, self.draws = index, draws
+        self.index = index
         self.written: list[int] = []
         self.guessed: list[int] = []  # read behind the newest token in this pass
         self._prompt_length, self._most = len(prompt), most
@@ -241,8 +238,7 @@ class _Decoder:
             readers.setdefault(prompt, slot)
             prompts.append(prompt)
             most = min(self._prompts.max_new_tokens, self._prompts.context - len(prompt))
-            draws = self._sampling.draws(index, most)
-            self._rows.append(_Row(index, prompt, most=most, draws=draws))
+            self._rows.append(_Row(index, prompt, most=most))
         groups = list(_groups(readers, most=PROMPT_TOKENS if self._able else 0))
         read = torch.cat([self._read(group, readers) for group in groups])
         order = {prompt: number for number, prompt in enumerate(p for g in groups for p in g)}
@@ -333,12 +329,12 @@ class _Decoder:
         """Return the next token behind each token that was read: logits [N, V] -> N ids."""
         if self._sampling.temperature == 0:
             return logits.max(-1).indices.tolist()  # three times as fast as argmax on a CPU
-        rows = [self._rows[slot] for slot in slots]
-        draws = [
-            row.draws[len(row.written) + i] for row in rows for i in range(1 + len(row.guessed))
+        keys = [
+            (*self._sampling.stream(row.index), len(row.written) + i)
+            for row in (self._rows[slot] for slot in slots)
+            for i in range(1 + len(row.guessed))
         ]
-        uniform = torch.tensor(np.array(draws)).to(logits.device)
-        return _sample(logits.float(), uniform, self._sampling).tolist()
+        return _sample(logits.float(), keys, self._sampling).tolist()
 
 
 def _groups(prompts: Iterable[tuple[int, ...]], *, most: int) -> Iterator[list[tuple[int, ...]]]:
@@ -353,15 +349,43 @@ def _groups(prompts: Iterable[tuple[int, ...]], *, most: int) -> Iterator[list[t
         yield group
 
 
-def _sample(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Draw one token per row by inverse CDF: logits [B, V], draws uniform [B] -> ids [B]."""
-    values, ids = (logits / sampling.temperature).sort(dim=-1, descending=True, stable=True)
-    probabilities = values.softmax(-1)
-    if sampling.top_k is not None:
-        probabilities[:, sampling.top_k :] = 0
+def _sample(
+    logits: torch.Tensor, keys: Sequence[tuple[int, ...]], sampling: Sampling
+) -> torch.Tensor:
+    """Draw one token per row: logits fp32 [N, V] -> ids [N].
+
+    keys: N; a row's noise depends on its key alone. The token of the first arrival among
+    exponential clocks is taken (the Gumbel-max trick): a rounding error in the logits, which the
+    rest of the batch may cause, changes a draw only where two clocks go off almost together, while
+    on a cumulative distribution it would move the edges of all tokens.
+    """
+    scores = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scores.shape[-1]:
+        least = scores.topk(sampling.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
     if sampling.top_p is not None:
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities[before >= sampling.top_p] = 0
-    cumulative = probabilities.cumsum(-1)
-    picked = (cumulative <= draws[:, None] * cumulative[:, -1:]).sum(-1)
-    return ids.gather(-1, picked.clamp(max=ids.shape[-1] - 1)[:, None])[:, 0]
+        values = scores.sort(descending=True).values
+        before = values.softmax(-1).cumsum(-1).roll(1, -1)
+        before[:, 0] = 0
+        least = values.masked_fill(before >= sampling.top_p, torch.inf).amin(-1, keepdim=True)
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    return (scores - _log_clocks(scores, keys)).max(-1).indices
+
+
+def _log_clocks(scores: torch.Tensor, keys: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """Return logs of exponential noise, fp32 [N, V], each row from its key and the device's kind.
+
+    In double precision: in single, one clock in 2^24 would show zero and its token always win.
+    """
+    seeds = [np.random.SeedSequence(key).generate_state(1, np.uint64) for key in keys]
+    if scores.is_cuda:
+        clocks = torch.empty(scores.shape, device=scores.device, dtype=torch.float64)
+        generator = torch.Generator(scores.device)
+        for row, seed in zip(clocks, seeds, strict=True):
+            row.exponential_(generator=generator.manual_seed(int(seed[0])))
+    else:  # where numpy is five times as fast
+        drawn = np.empty(scores.shape)
+        for row, seed in zip(drawn, seeds, strict=True):
+            np.random.default_rng(seed).standard_exponential(out=row)
+        clocks = torch.from_numpy(drawn)
+    return clocks.clamp_(min=torch.finfo(torch.float64).tiny).log_().float()
