@@ -38,14 +38,15 @@ def documents(position_ids: torch.Tensor) -> torch.Tensor:
 class SlotGroup:
     """Neighbouring slots that attend together: R slots, n tokens, at most Q of one slot, W places.
 
-    row, offset: [n], where each token stands in [R, Q]; mask: [R, 1, Q, W], true where it may look.
+    row, offset: [n], where each token stands in [R, Q]; bias: [R, 1, S Q, W] for S query heads to
+    a head of the cache, 0 where a token may look and -inf elsewhere.
     """
 
     slots: slice
     tokens: slice
     row: torch.Tensor
     offset: torch.Tensor
-    mask: torch.Tensor
+    bias: torch.Tensor
 
 
 def slot_groups(
@@ -54,13 +55,16 @@ def slot_groups(
     offset: torch.Tensor,
     *,
     capacity: int,
-    device: torch.device,
+    model: "PreTrainedModel",
 ) -> list[SlotGroup]:
     """Group slots 0, 1, … by what each has in the cache: lengths [A], on the CPU as all of these.
 
     slot, offset: [N], each new token's slot and its place among that slot's new tokens (≥ 1 of
     them), in the order of the slots. capacity: places of a slot.
     """
+    config, device = model.config, model.device
+    heads = config.num_attention_heads
+    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
     counts = slot.bincount()
     size = CPU_GROUP if device.type == "cpu" else len(lengths)
     groups, token = [], 0
@@ -69,9 +73,11 @@ def slot_groups(
         longest = int((known + new).max())
         width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
         last = known[:, None] + torch.arange(int(new.max()))  # [R, Q]
-        mask = torch.arange(width) <= last[:, None, :, None]
+        hidden = torch.arange(width) > last[:, None, :, None]
+        # Made here once: a mask of truths is made into this again in each layer.
+        bias = torch.zeros(hidden.shape, dtype=model.dtype).masked_fill_(hidden, -torch.inf)
         slots, tokens = slice(first, first + len(new)), slice(token, token + int(new.sum()))
-        places = (slot[tokens] - first, offset[tokens], mask)
+        places = (slot[tokens] - first, offset[tokens], bias.repeat(1, 1, shared, 1))
         on_device = (x.to(device, non_blocking=True) for x in places)
         groups.append(SlotGroup(slots, tokens, *on_device))
         token = tokens.stop
@@ -115,14 +121,15 @@ def _by_slot(
     shared = heads // key.shape[1]  # query heads for one head of the cache, which is read once
     parts = []
     for group in groups:
-        rows, _, most, width = group.mask.shape
+        rows, _, most, width = group.bias.shape
+        most //= shared
         laid_out = query.new_zeros(rows, heads, most, size)
         laid_out[group.row, :, group.offset] = query[0, :, group.tokens].transpose(0, 1)
         found = scaled_dot_product_attention(
             laid_out.view(rows, heads // shared, shared * most, size),
             key[group.slots, :, :width],
             value[group.slots, :, :width],
-            attn_mask=group.mask.repeat(1, 1, shared, 1),
+            attn_mask=group.bias,
             scale=scaling,
         ).view(rows, heads, most, size)
         parts.append(found[group.row, :, group.offset])  # [n, H, D]

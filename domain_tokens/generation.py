@@ -14,6 +14,7 @@ import torch
 from domain_tokens import attention
 from domain_tokens.errors import UserError
 from domain_tokens.guesses import Lookup
+from domain_tokens.prepacked import prepacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +95,7 @@ def generate(
     model.eval()
     responses: dict[int, Response] = {}
     work = _Prompts(prompts, eos_id, max_new_tokens, batch_size, context)
-    with attention.packed(model) as able:
+    with prepacked(model), attention.packed(model) as able:
         for index, response in _Decoder(model, work, sampling, able=able).run():
             responses[index] = response
             on_finished(index, response)
@@ -281,7 +282,7 @@ class _Decoder:
         if self._able:
             self._cache.begin(slot.to(device), place, (len(lengths), self._capacity))
             groups = attention.slot_groups(
-                lengths, slot, offset, capacity=self._capacity, device=device
+                lengths, slot, offset, capacity=self._capacity, model=self._model
             )
             logits = self._model(
                 input_ids=torch.tensor([ids], device=device),

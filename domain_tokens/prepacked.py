@@ -1,0 +1,77 @@
+"""Linear layers with weights in oneDNN's own layout, while a model only reads, on a CPU.
+
+torch gives fp32 products to MKL, which rearranges the weights anew for each of them; for the few
+dozen rows of a decoding step that takes as long as the product. oneDNN takes weights that were
+rearranged once; torch's compiler calls the same two operations when it freezes a graph.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+
+@contextmanager
+def prepacked(model: torch.nn.Module) -> Generator[None]:
+    """Let the linear layers of a model multiply with rearranged weights; not for training.
+
+    Off an x86 CPU and in other types than float32 nothing happens. Meanwhile a layer's own weight
+    is away, so that there is only one of it, unless another layer holds it, too.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        layers = _layers(model)
+        for layer in layers:
+            layer.pack()
+    try:
+        yield
+    finally:
+        # Weights that were made in inference mode could never be trained again.
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in layers:
+                layer.unpack()
+
+
+class _Layer:
+    """A linear layer, torch's or GPT-2's (whose weight is transposed), and its rearranged weight."""
+
+    def __init__(self, module: Any, *, shared: bool):
+        self._module, self._shared = module, shared
+        self._packed: Any = None
+
+    def pack(self) -> None:
+        """Rearrange the weight and let the layer use it."""
+        weight = self._module.weight
+        plain = weight.t().contiguous() if isinstance(self._module, Conv1D) else weight.detach()
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain)
+        bias = self._module.bias
+        product = torch.ops.mkldnn._linear_pointwise
+        self._module.forward = lambda x: product(x, packed, bias, "none", [], "")
+        self._packed = packed
+        if not self._shared:
+            weight.data = weight.new_empty(0)
+
+    def unpack(self) -> None:
+        """Give the layer back what it had, to the bit."""
+        if not self._shared:
+            plain = self._packed.to_dense()
+            transposed = isinstance(self._module, Conv1D)
+            self._module.weight.data = plain.t().contiguous() if transposed else plain
+        del self._module.forward, self._packed
+
+
+def _layers(model: torch.nn.Module) -> list[_Layer]:
+    """Return the layers that can be packed and are not."""
+    if platform.machine() not in {"x86_64", "AMD64"} or not torch.backends.mkldnn.is_available():
+        return []
+    holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    return [
+        _Layer(module, shared=holders[id(module.weight)] > 1)
+        for module in model.modules()
+        if type(module) in (torch.nn.Linear, Conv1D)
+        and "forward" not in vars(module)
+        and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32)
+    ]

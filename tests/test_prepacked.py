@@ -1,0 +1,52 @@
+"""Prepacked weights: the same logits, and a model that is afterwards what it was."""
+
+import platform
+
+import pytest
+import torch
+
+from domain_tokens.prepacked import prepacked
+from tests.conftest import tiny_llama
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in {"x86_64", "AMD64"}, reason="packs weights for x86 only"
+)
+IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request, tiny_model):
+    return tiny_model.eval() if request.param == "gpt2" else tiny_llama().eval()
+
+
+def test_logits_are_the_same_and_weights_come_back_to_the_bit(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    embedding = model.get_input_embeddings().weight.data_ptr()
+    with torch.inference_mode():
+        wanted = model(IDS).logits
+        with prepacked(model), prepacked(model):  # the inner one finds nothing left to do
+            away = [name for name, tensor in model.state_dict().items() if not tensor.numel()]
+            found = model(IDS).logits
+    assert len(away) >= 8
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert model.get_input_embeddings().weight.data_ptr() == embedding
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, wanted)
+
+
+def test_a_model_can_be_trained_after_it_has_decoded(model):
+    """Tensors made in inference mode may not be saved for a backward pass, and weights put back
+    inside a decoder would be such tensors."""
+    with torch.inference_mode(), prepacked(model):
+        model(IDS)
+    model(input_ids=IDS).logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_weights_come_back_after_an_error(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), prepacked(model):
+        raise KeyboardInterrupt
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
