@@ -4,6 +4,7 @@ Each pass reads the newest token of every slot and the guesses of `guesses.Looku
 one packed row. A guess is kept where it is what the row would have written without it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "length", "context"]
 
-PROMPT_TOKENS = 2048  # prompts are read together up to so many
+PROMPT_TOKENS = 1024  # prompts are read together up to so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class _SlotCache:
         """Store keys and values [B, H, T, D]; return those that the queries may attend to."""
         if layer == len(self._layers):
             shape = (2, self._slots, key.shape[1], self._capacity, key.shape[3])
-            self._layers.append(key.new_zeros(shape))
+            self._layers.append(_zeros(shape, key))
         keys, values = self._layers[layer]
         keys[self._slot, :, self._place] = key.transpose(1, 2).flatten(0, 1)
         values[self._slot, :, self._place] = value.transpose(1, 2).flatten(0, 1)
@@ -154,6 +155,14 @@ class _SlotCache:
     def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
         """Return key length and offset for the causal mask of prompts."""
         return query_length, 0
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return zeros; on a CPU, memory that is taken only where something is written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)
 
 
 class _Row:

@@ -8,7 +8,7 @@ the same and need fewer passes.
 
 from collections.abc import Iterable
 
-SHORTEST, LONGEST = 2, 4  # tokens that have to have stood there before
+SHORTEST, LONGEST = 4, 6  # tokens that have to have stood there before
 MOST = 4  # guessed tokens at once
 
 

@@ -8,7 +8,7 @@ rearranged once; torch's compiler calls the same two operations when it freezes 
 import platform
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,26 +22,36 @@ def prepacked(model: torch.nn.Module) -> Generator[None]:
     Off an x86 CPU and in other types than float32 nothing happens. Meanwhile a layer's own weight
     is away, so that there is only one of it, unless another layer holds it, too.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as stack:
         layers = _layers(model)
         for layer in layers:
+            stack.callback(layer.unpack)
             layer.pack()
-    try:
+        if layers:
+            _leave_files(model)
         yield
-    finally:
-        # Weights that were made in inference mode could never be trained again.
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in layers:
-                layer.unpack()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _leave_files(model: torch.nn.Module) -> None:
+    """Copy what is left: tensors that were read from a file are windows of all of it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 class _Layer:
-    """A linear layer, torch's or GPT-2's (whose weight is transposed), and its rearranged weight."""
+    """A linear layer, of torch or of GPT-2 (whose weight is transposed), and its packed weight.
+
+    Whatever was made in inference mode could never be trained again, so neither of these is.
+    """
 
     def __init__(self, module: Any, *, shared: bool):
         self._module, self._shared = module, shared
         self._packed: Any = None
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def pack(self) -> None:
         """Rearrange the weight and let the layer use it."""
         weight = self._module.weight
@@ -49,13 +59,17 @@ class _Layer:
         packed = torch.ops.mkldnn._reorder_linear_weight(plain)
         bias = self._module.bias
         product = torch.ops.mkldnn._linear_pointwise
-        self._module.forward = lambda x: product(x, packed, bias, "none", [], "")
         self._packed = packed
+        self._module.forward = lambda x: product(x, packed, bias, "none", [], "")
         if not self._shared:
             weight.data = weight.new_empty(0)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def unpack(self) -> None:
         """Give the layer back what it had, to the bit."""
+        if self._packed is None:
+            return
         if not self._shared:
             plain = self._packed.to_dense()
             transposed = isinstance(self._module, Conv1D)

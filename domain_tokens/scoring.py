@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domain_tokens import processes
+from domain_tokens.prepacked import prepacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +30,10 @@ def continuation_log_probs(
     model.eval()
     scores: dict[int, list[float]] = {}
     by_length = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    for group in processes.mine(_groups(by_length, continuations)):
-        found = _score(model, [prompts[i] for i in group], [continuations[i] for i in group])
-        scores.update(zip(group, found, strict=True))
+    with prepacked(model):
+        for group in processes.mine(_groups(by_length, continuations)):
+            found = _score(model, [prompts[i] for i in group], [continuations[i] for i in group])
+            scores.update(zip(group, found, strict=True))
     scores = processes.merged(scores)
     return [scores[i] for i in range(len(prompts))]
 
@@ -56,16 +58,7 @@ def _score(
 ) -> list[list[float]]:
     """Score one group. P prompts, C continuations in all, T and L tokens of each."""
     device = model.device
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    output = model(
-        input_ids=ids,  # [P, T]
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    output, mask = _read(model, prompts, use_cache=True)
     flat = [list(c) for group in continuations for c in group]
     counts = torch.tensor([len(group) for group in continuations], device=device)
     owner = torch.repeat_interleave(torch.arange(len(prompts), device=device), counts)  # [C]
@@ -92,18 +85,36 @@ def _score(
     return [values[a:b] for a, b in pairwise(starts)]
 
 
+def _read(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, use_cache: bool
+) -> tuple[Any, torch.Tensor]:
+    """Read prompts, left-padded; return the model's output and the mask [P, T]."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    known = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    mask = torch.tensor(known, device=model.device)
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        use_cache=use_cache,
+        logits_to_keep=1,
+    )
+    return output, mask
+
+
 @torch.inference_mode()
 def next_token_mass(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], ids: Sequence[int]
 ) -> list[float]:
     """Return, for each prompt, the probability that the next token is one of ids (0–1)."""
     chosen = torch.tensor(list(ids), device=model.device)
-    masses = []
-    for prompt in prompts:
-        logits = model(
-            input_ids=torch.tensor([list(prompt)], device=model.device),
-            use_cache=False,
-            logits_to_keep=1,
-        ).logits[0, -1]
-        masses.append(float(logits.double().softmax(-1)[chosen].sum()))
-    return masses
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    masses: dict[int, float] = {}
+    with prepacked(model):
+        for start in range(0, len(prompts), ROWS):
+            group = by_length[start : start + ROWS]
+            output, _ = _read(model, [prompts[i] for i in group], use_cache=False)
+            shares = output.logits[:, -1].double().softmax(-1)[:, chosen].sum(-1)
+            masses.update(zip(group, shares.tolist(), strict=True))
+    return [masses[i] for i in range(len(prompts))]
