@@ -14,7 +14,7 @@ import torch
 
 from domain_tokens import attention
 from domain_tokens.errors import UserError
-from domain_tokens.guesses import Lookup
+from domain_tokens.guesses import SHORTEST, SURE, Lookup
 from domain_tokens.prepacked import prepacked
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 StopReason = Literal["eos", "length", "context"]
 
 PROMPT_TOKENS = 1024  # prompts are read together up to so many
+FEW = 32  # rows that leave a CPU idle: up to here, as on a GPU, guessed tokens cost next to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +182,13 @@ class _Row:
         """How many tokens it has in the cache: all but the newest."""
         return self._prompt_length + max(len(self.written) - 1, 0)
 
-    def guess(self) -> None:
-        """Guess what comes behind the newest token, not further than the row may go."""
-        self.guessed = self._lookup.guess(self._most - len(self.written) - 1)
+    def guess(self, shortest: int) -> None:
+        """Guess what comes behind the newest token, not further than the row may go.
+
+        shortest: tokens that have to have stood there before.
+        """
+        room = self._most - len(self.written) - 1
+        self.guessed = self._lookup.guess(room, shortest=shortest)
 
     def accept(self, chosen: Sequence[int], eos_id: int) -> bool:
         """Write what was chosen behind the newest token and right guesses; return whether to stop.
@@ -233,8 +238,9 @@ class _Decoder:
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
                 if self._able:
+                    cheap = self._model.device.type != "cpu" or len(self._rows) <= FEW
                     for row in self._rows:
-                        row.guess()
+                        row.guess(SHORTEST if cheap else SURE)
                 yield from self._advance(self._step(), range(len(self._rows)))
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:

@@ -12,7 +12,7 @@ from domain_tokens.prepacked import prepacked
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS = 256  # continuations that are scored at once
+TOKENS = 16_384  # of prompts that are in memory at once, each as often as it is continued
 
 
 @torch.inference_mode()
@@ -29,25 +29,24 @@ def continuation_log_probs(
     """
     model.eval()
     scores: dict[int, list[float]] = {}
-    by_length = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     with prepacked(model):
-        for group in processes.mine(_groups(by_length, continuations)):
+        for group in processes.mine(_groups(prompts, [len(group) for group in continuations])):
             found = _score(model, [prompts[i] for i in group], [continuations[i] for i in group])
             scores.update(zip(group, found, strict=True))
     scores = processes.merged(scores)
     return [scores[i] for i in range(len(prompts))]
 
 
-def _groups(indices: Sequence[int], continuations: Sequence[Sequence[Any]]) -> list[list[int]]:
+def _groups(prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> list[list[int]]:
+    """Return indices of prompts to read together, longest first: of like length, little padding."""
     groups: list[list[int]] = []
-    room = 0
-    for index in indices:
-        size = len(continuations[index])
-        if not groups or size > room:
+    width = room = 0
+    for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+        if not groups or copies[index] * width > room:
             groups.append([])
-            room = ROWS
+            width, room = len(prompts[index]), TOKENS
         groups[-1].append(index)
-        room -= size
+        room -= copies[index] * width
     return groups
 
 
@@ -109,11 +108,9 @@ def next_token_mass(
 ) -> list[float]:
     """Return, for each prompt, the probability that the next token is one of ids (0–1)."""
     chosen = torch.tensor(list(ids), device=model.device)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     masses: dict[int, float] = {}
     with prepacked(model):
-        for start in range(0, len(prompts), ROWS):
-            group = by_length[start : start + ROWS]
+        for group in _groups(prompts, [1] * len(prompts)):
             output, _ = _read(model, [prompts[i] for i in group], use_cache=False)
             shares = output.logits[:, -1].double().softmax(-1)[:, chosen].sum(-1)
             masses.update(zip(group, shares.tolist(), strict=True))

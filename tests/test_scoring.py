@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from domain_tokens import scoring
 from domain_tokens.scoring import continuation_log_probs, next_token_mass
 
 IDS = st.lists(st.integers(0, 50_348), min_size=1, max_size=9)
@@ -38,7 +39,10 @@ def test_scores_are_those_of_a_plain_forward_pass(model, cases):
         assert values == pytest.approx(wanted, abs=2e-4)
 
 
-def test_many_prompts_go_through_in_groups(model):
+def test_many_prompts_go_through_in_groups(model, monkeypatch):
+    monkeypatch.setattr(scoring, "TOKENS", 250)
+    groups = scoring._groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20])
+    assert groups == [[1], [3, 0], [2]]  # the longest is alone though it is too much
     prompts = [[i + 1] * (i % 5 + 1) for i in range(30)]
     continuations = [[[j, 50_256] for j in range(20)]] * 30
     found = continuation_log_probs(model, prompts, continuations)
