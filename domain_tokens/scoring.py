@@ -1,18 +1,20 @@
 """Log-probabilities of given continuations, whose prompt is read only once."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domain_tokens import processes
+from domain_tokens import attention, processes
 from domain_tokens.prepacked import prepacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = 16_384  # of prompts that are in memory at once, each as often as it is continued
+PACKED_TOKENS = 1024  # of texts that are read one behind the other
 
 
 @torch.inference_mode()
@@ -23,28 +25,50 @@ def continuation_log_probs(
 ) -> list[list[float]]:
     """Return log p(continuation | prompt) in nats for every continuation of every prompt.
 
-    prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty. Prompts
-    are left-padded, their cache is repeated for each continuation; fp32 results do not depend on
-    what else is in the batch. Several processes share the batches.
+    prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty. A
+    prompt with several continuations is read once; fp32 results do not depend on what else is in
+    the batch. Several processes share the batches.
     """
     model.eval()
     scores: dict[int, list[float]] = {}
-    with prepacked(model):
-        for group in processes.mine(_groups(prompts, [len(group) for group in continuations])):
-            found = _score(model, [prompts[i] for i in group], [continuations[i] for i in group])
+    alone = all(len(group) == 1 for group in continuations)
+    with prepacked(model), _packed(model, wanted=alone) as able:
+        if able:
+            texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
+            groups = _groups(texts, [1] * len(texts), most=PACKED_TOKENS)
+        else:
+            groups = _groups(prompts, [len(group) for group in continuations], most=TOKENS)
+        score = _score_packed if able else _score
+        for group in processes.mine(groups):
+            found = score(model, [prompts[i] for i in group], [continuations[i] for i in group])
             scores.update(zip(group, found, strict=True))
     scores = processes.merged(scores)
     return [scores[i] for i in range(len(prompts))]
 
 
-def _groups(prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> list[list[int]]:
-    """Return indices of prompts to read together, longest first: of like length, little padding."""
+@contextmanager
+def _packed(model: "PreTrainedModel", *, wanted: bool) -> Generator[bool]:
+    """Let the model read packed texts if that is wanted; yields whether it now does."""
+    if not wanted:
+        yield False
+        return
+    with attention.packed(model) as able:
+        yield able
+
+
+def _groups(
+    prompts: Sequence[Sequence[int]], copies: Sequence[int], *, most: int
+) -> list[list[int]]:
+    """Return indices of prompts to read together, longest first: of like length, little padding.
+
+    most: tokens in a group, padding included; a prompt with more is alone.
+    """
     groups: list[list[int]] = []
     width = room = 0
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
         if not groups or copies[index] * width > room:
             groups.append([])
-            width, room = len(prompts[index]), TOKENS
+            width, room = len(prompts[index]), most
         groups[-1].append(index)
         room -= copies[index] * width
     return groups
@@ -84,6 +108,32 @@ def _score(
     return [values[a:b] for a, b in pairwise(starts)]
 
 
+def _score_packed(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:
+    """Score one continuation of each prompt, one text behind the other: no padding, no mask."""
+    device = model.device
+    wanted = [continuation for (continuation,) in continuations]
+    texts = [[*p, *c[:-1]] for p, c in zip(prompts, wanted, strict=True)]
+    ends = list(accumulate(len(text) for text in texts))
+    places = [place for text in texts for place in range(len(text))]
+    # What is wanted follows the last token of a prompt, and then each token but the last.
+    keep = [at for end, c in zip(ends, wanted, strict=True) for at in range(end - len(c), end)]
+    logits = model(
+        input_ids=torch.tensor([[i for text in texts for i in text]], device=device),
+        position_ids=torch.tensor([places], device=device),
+        use_cache=False,
+        logits_to_keep=torch.tensor(keep, device=device),
+        starts=torch.tensor([0, *ends], dtype=torch.int32, device=device),
+        longest=max(map(len, texts)),
+    ).logits[0]  # [all tokens of continuations, V]
+    chosen = torch.tensor([i for c in wanted for i in c], device=device)
+    values = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0].double()
+    return [[float(part.sum())] for part in values.cpu().split([len(c) for c in wanted])]
+
+
 def _read(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, use_cache: bool
 ) -> tuple[Any, torch.Tensor]:
@@ -110,7 +160,7 @@ def next_token_mass(
     chosen = torch.tensor(list(ids), device=model.device)
     masses: dict[int, float] = {}
     with prepacked(model):
-        for group in _groups(prompts, [1] * len(prompts)):
+        for group in _groups(prompts, [1] * len(prompts), most=TOKENS):
             output, _ = _read(model, [prompts[i] for i in group], use_cache=False)
             shares = output.logits[:, -1].double().softmax(-1)[:, chosen].sum(-1)
             masses.update(zip(group, shares.tolist(), strict=True))
