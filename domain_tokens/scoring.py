@@ -1,7 +1,7 @@
 """Log-probabilities of given continuations, whose prompt is read only once."""
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ def continuation_log_probs(
     model.eval()
     scores: dict[int, list[float]] = {}
     alone = all(len(group) == 1 for group in continuations)
-    with prepacked(model), _packed(model, wanted=alone) as able:
+    with prepacked(model), attention.packed(model) if alone else nullcontext(False) as able:
         if able:
             texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
             groups = _groups(texts, [1] * len(texts), most=PACKED_TOKENS)
@@ -44,16 +44,6 @@ def continuation_log_probs(
             scores.update(zip(group, found, strict=True))
     scores = processes.merged(scores)
     return [scores[i] for i in range(len(prompts))]
-
-
-@contextmanager
-def _packed(model: "PreTrainedModel", *, wanted: bool) -> Generator[bool]:
-    """Let the model read packed texts if that is wanted; yields whether it now does."""
-    if not wanted:
-        yield False
-        return
-    with attention.packed(model) as able:
-        yield able
 
 
 def _groups(

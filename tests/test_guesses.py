@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from domain_tokens.guesses import LONGEST, MOST, SHORTEST, Lookup
 
-TOKENS = st.lists(st.integers(0, 1), max_size=40)
+TOKENS = st.lists(st.integers(0, 4), max_size=40)
 
 
 def test_what_followed_the_same_words_is_guessed():

@@ -155,8 +155,8 @@ def test_twenty_steps_are_those_that_plain_adamw_takes(tiny_model, family, tmp_p
     assert [line["loss"] for line in lines] == pytest.approx(wanted, rel=1e-4)
     expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
     moved = (expected - before).norm()
-    # Adam turns rounding of gradients near zero into steps: bound the norm.
-    assert (trained - expected).norm() < 1e-2 * moved
+    assert moved > 0.1  # Adam turns rounding of gradients near zero into steps: bound the norm
+    assert (trained - expected).norm() < 1e-3 * moved
 
 
 def test_the_log_has_a_line_per_step(tiny_model, tmp_path):
