@@ -1,4 +1,4 @@
-"""Greedy decoding of real questions: this repository beside HF generate and continuous batching.
+"""Greedy decoding of real questions: this repository beside HF generate, lm-eval and batching.
 
 Each measurement is a process of its own; the peers alternate. Useful tokens (up to EOS) per second,
 ratios, peak memory, and the share of responses that equal batch-1 `generate`, token for token.
@@ -18,13 +18,14 @@ from domain_tokens import hardware, run_card
 from domain_tokens.command_line import Parser, run
 
 EXAMPLE = (
-    "uv run python benchmarks/decoding.py --model-path outputs/hf_smollm2 "
+    "uv run --group bench python benchmarks/decoding.py --model-path outputs/hf_smollm2 "
     "--data ../shared/data/gsm8k/test.jsonl --questions 192 --repeats 5"
 )
 PEERS = {
     "hf1": "transformers generate, batch 1",
     "hf16": "transformers generate, batch 16, prompts sorted by length",
     "hf32": "transformers generate, batch 32, prompts sorted by length",
+    "lm-eval": "lm-evaluation-harness, hf backend, batch 16, text in and out",
     "continuous": "transformers generate_batch (continuous batching), 64 blocks a request at most",
     "ours": "domain_tokens.generation",
 }
@@ -93,6 +94,30 @@ def continuous(model: Any, eos: int, prompts: list[list[int]], new: int) -> list
     return [row[: row.index(eos)] if eos in row else row for row in rows]
 
 
+def lm_eval(folder: Path) -> Callable[..., list[list[int]]]:
+    """Return lm-evaluation-harness's decoding; its text is counted in tokens of the folder's."""
+
+    def decode(model: Any, eos: int, prompts: list[list[int]], new: int) -> list[list[int]]:
+        from lm_eval.api.instance import Instance
+        from lm_eval.models.huggingface import HFLM
+
+        from domain_tokens.checkpoints import load_tokenizer
+
+        tokenizer: Any = load_tokenizer(folder)
+        backend: Any = HFLM(
+            pretrained=model, tokenizer=tokenizer, batch_size=16, device=str(model.device)
+        )
+        settings = {"until": [tokenizer.eos_token], "max_gen_toks": new, "do_sample": False}
+        requests = [
+            Instance("generate_until", {}, (tokenizer.decode(prompt), settings), i)
+            for i, prompt in enumerate(prompts)
+        ]
+        texts = backend.generate_until(requests, disable_tqdm=True)
+        return [tokenizer.encode(text) for text in texts]
+
+    return decode
+
+
 def ours(slots: int) -> Callable[..., list[list[int]]]:
     """Return the project's decoder with a number of slots."""
 
@@ -112,6 +137,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     checkpoints.quiet()
     model, eos, prompts = prepare(args)
     peers = {"hf1": hf(1), "hf16": hf(16), "hf32": hf(32), "continuous": continuous}
+    peers["lm-eval"] = lm_eval(Path(args.model_path))
     decode = peers.get(args.peer) or ours(args.slots)
     decode(model, eos, prompts[:2], 4)
     start = time.perf_counter()
@@ -158,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, metavar="FILE", help="GSM8K rows")
     parser.add_argument("--questions", type=int, default=192, metavar="N")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    parser.add_argument("--slots", type=int, default=128, metavar="N", help="of ours")
+    parser.add_argument("--slots", type=int, default=64, metavar="N", help="of ours")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="batch 1 runs once")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--peer", choices=PEERS, help="measure this one here and print JSON")

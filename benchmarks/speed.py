@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--decode-path", required=True, metavar="DIR", help="what answers")
     parser.add_argument("--gsm8k", required=True, metavar="DIR", help="train.jsonl, test.jsonl")
     parser.add_argument("--chat", required=True, metavar="FILE")
-    parser.add_argument("--rows", type=int, default=16, metavar="N", help="of training (16)")
+    parser.add_argument("--rows", type=int, default=32, metavar="N", help="of training (32)")
     parser.add_argument("--questions", type=int, default=96, metavar="N", help="decoded (96)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     args = parser.parse_args(argv)
@@ -35,11 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     alone, once = ["--peers", "ours"], ["--repeats", "1"]
     calls = [
         [*train, "--data", problems, "--rows", str(args.rows)],
-        [*train, "--data", args.chat, "--rows", str(args.rows), "--max-length", "1024"],
+        [*train, "--data", args.chat, "--rows", str(args.rows // 2), "--max-length", "1024"],
         [*decode, "--questions", str(args.questions), "--repeats", str(args.repeats)],
     ]
     for times in GROWTH:
-        rows, questions = times * args.rows // 2, times * args.questions // 8
+        rows, questions = times * args.rows // 4, times * args.questions // 8
         calls.append([*train, "--data", problems, "--rows", str(rows), *alone, *once])
         calls.append([*decode, "--questions", str(questions), *alone, *once])
     for script, *words in calls:

@@ -22,7 +22,7 @@ from domain_tokens.errors import UserError
 
 EXAMPLE = (
     "uv run --group bench python benchmarks/training.py --model-path outputs/hf_baseline_10b "
-    "--data ../shared/data/gsm8k/train.jsonl --rows 16 --repeats 5"
+    "--data ../shared/data/gsm8k/train.jsonl --rows 32 --repeats 5"
 )
 # The best fair settings of each peer.
 PEERS = {
@@ -175,7 +175,7 @@ def train_trl(model: Any, examples: list[Any], args: argparse.Namespace) -> floa
             args=SFTConfig(
                 **trainer_arguments(folder),
                 per_device_train_batch_size=4,
-                gradient_accumulation_steps=2,
+                gradient_accumulation_steps=len(rows),  # all of them in one optimizer step, as ours
                 packing=True,
                 packing_strategy="bfd",
                 max_length=args.max_length,
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--model-path", required=True, metavar="DIR")
     parser.add_argument("--data", required=True, metavar="FILE", help="GSM8K or chat rows")
-    parser.add_argument("--rows", type=int, default=16, metavar="N", help="examples of a step")
+    parser.add_argument("--rows", type=int, default=32, metavar="N", help="examples of a step")
     parser.add_argument("--max-length", type=int, default=512, metavar="N")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -91,62 +91,82 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
+    attend: "Attend | None" = None,
     starts: torch.Tensor | None = None,
     longest: int = 0,
-    groups: Sequence[SlotGroup] = (),
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return [B, T, H, D]: every token attends within its document or its slot, causally.
+    """Return [B, T, H, D]: every token attends within its document, or as `attend` says.
 
-    query: [B, H, T, D]. With starts and longest, which `documents` gives, key and value are
-    [B, H or fewer, T, D]; with groups, B is 1 and they are the cache, [S, H or fewer, C, D].
+    query: [B, H, T, D], key and value: [B, H or fewer, T, D]; starts and longest as `documents`
+    gives them. With attend, B is 1.
     """
     assert attention_mask is None
-    if groups:
-        return _by_slot(query, key, value, groups, scaling), None
+    if attend is not None:
+        one, two, three = (x[0].transpose(0, 1) for x in (query, key, value))
+        number: Any = module.layer_idx
+        return attend(number, one, two, three, scaling)[None], None
     assert starts is not None
-    return _by_document(query, key, value, starts, longest, scaling), None
+    rows, size = query.shape[0], query.shape[2]
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B T, heads, D]
+    found = by_document(*flat, starts, longest, scaling)
+    return found.view(rows, size, *found.shape[1:]), None
 
 
-def _by_slot(
+class Attend(Protocol):
+    """What a layer's queries see: layer, query [N, H, D], key and value [N, K, D] -> [N, H, D]."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        /,
+    ) -> torch.Tensor: ...
+
+
+def by_slot(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
     groups: Sequence[SlotGroup],
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attend to the cache: query [1, H, N, D], key and value [S, K heads, C, D] -> [1, N, H, D]."""
-    heads, size = query.shape[1], query.shape[3]
-    shared = heads // key.shape[1]  # query heads for one head of the cache, which is read once
+    """Attend to a cache: query [N, H, D], keys and values [S, K heads, C, D] -> [N, H, D]."""
+    heads, size = query.shape[1:]
+    shared = heads // keys.shape[1]  # query heads for one head of the cache, which is read once
     parts = []
     for group in groups:
         rows, _, most, width = group.bias.shape
         most //= shared
-        laid_out = query.new_zeros(rows, heads, most, size)
-        laid_out[group.row, :, group.offset] = query[0, :, group.tokens].transpose(0, 1)
+        if most == 1:  # one token of each slot, in their order
+            laid_out = query[group.tokens]
+        else:
+            laid_out = query.new_zeros(rows, heads, most, size)
+            laid_out[group.row, :, group.offset] = query[group.tokens]
         found = scaled_dot_product_attention(
-            laid_out.view(rows, heads // shared, shared * most, size),
-            key[group.slots, :, :width],
-            value[group.slots, :, :width],
+            laid_out.reshape(rows, heads // shared, shared * most, size),
+            keys[group.slots, :, :width],
+            values[group.slots, :, :width],
             attn_mask=group.bias,
             scale=scaling,
         ).view(rows, heads, most, size)
-        parts.append(found[group.row, :, group.offset])  # [n, H, D]
-    return torch.cat(parts)[None]
+        parts.append(found[:, :, 0] if most == 1 else found[group.row, :, group.offset])
+    return torch.cat(parts)
 
 
-def _by_document(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+def by_document(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
     starts: torch.Tensor,
     longest: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attend within documents: query, key and value [B, heads, T, D] -> [B, T, H, D]."""
-    rows, size = query.shape[0], query.shape[2]
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B T, H, D]
+    """Attend within documents, causally: q [N, H, D], k and v [N, H or fewer, D] -> [N, H, D]."""
     grouped = q.shape[1] != k.shape[1]
     if q.is_cuda and q.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
@@ -161,12 +181,11 @@ def _by_document(
             window_size=(-1, 0),
             enable_gqa=grouped,
         )
-    else:
-        lengths = [end - start for start, end in pairwise(starts.tolist())]
-        # split has one concatenation as its backward; slices would each fill a whole gradient.
-        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-        out = torch.cat([_causal(*part, scaling, grouped) for part in parts])
-    return out.view(rows, size, *out.shape[1:])
+        return out
+    lengths = [end - start for start, end in pairwise(starts.tolist())]
+    # split has one concatenation as its backward; slices would each fill a whole gradient.
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    return torch.cat([_causal(*part, scaling, grouped) for part in parts])
 
 
 def _causal(

@@ -4,7 +4,6 @@ Each pass reads the newest token of every slot and the guesses of `guesses.Looku
 one packed row. A guess is kept where it is what the row would have written without it.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 
 from domain_tokens import attention
+from domain_tokens.cache import PagedCache, SlotCache
 from domain_tokens.errors import UserError
 from domain_tokens.guesses import SHORTEST, SURE, Lookup
-from domain_tokens.prepacked import prepacked
+from domain_tokens.reader import Reader, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,73 +97,11 @@ def generate(
     model.eval()
     responses: dict[int, Response] = {}
     work = _Prompts(prompts, eos_id, max_new_tokens, batch_size, context)
-    with prepacked(model), attention.packed(model) as able:
-        for index, response in _Decoder(model, work, sampling, able=able).run():
+    with reading(model) as reader:
+        for index, response in _Decoder(model, reader, work, sampling).run():
             responses[index] = response
             on_finished(index, response)
     return [responses[i] for i in range(len(prompts))]
-
-
-class _SlotCache:
-    """Keys and values of all slots, preallocated; what a forward pass sees as its cache.
-
-    Per layer one tensor [2, S slots, H heads, C capacity, D]; a slot's tokens lie from 0 on.
-    """
-
-    def __init__(self, slots: int, capacity: int):
-        self._slots, self._capacity = slots, capacity
-        self._layers: list[torch.Tensor] = []
-        self._slot = self._place = torch.empty(0)
-        self._seen: tuple[int, int] | None = None
-
-    def begin(
-        self, slot: torch.Tensor, place: torch.Tensor, seen: tuple[int, int] | None = None
-    ) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s place[i].
-
-        seen: how many slots and places its queries look at; None where they look at each other.
-        """
-        self._slot, self._place, self._seen = slot, place, seen
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values [B, H, T, D]; return those that the queries may attend to."""
-        if layer == len(self._layers):
-            shape = (2, self._slots, key.shape[1], self._capacity, key.shape[3])
-            self._layers.append(_zeros(shape, key))
-        keys, values = self._layers[layer]
-        keys[self._slot, :, self._place] = key.transpose(1, 2).flatten(0, 1)
-        values[self._slot, :, self._place] = value.transpose(1, 2).flatten(0, 1)
-        if self._seen is None:
-            return key, value
-        slots, places = self._seen
-        return keys[:slots, :, :places], values[:slots, :, :places]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a slot's tokens to another slot."""
-        for layer in self._layers:
-            layer[:, target, :, :length] = layer[:, source, :, :length]
-
-    def get_seq_length(self, *args: Any) -> int:
-        """Return what transformers asks for when it reads prompts: nothing was seen before."""
-        return 0
-
-    def get_query_offset(self, *args: Any) -> int:
-        """Return the position of the first query of a prompt."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
-        """Return key length and offset for the causal mask of prompts."""
-        return query_length, 0
-
-
-def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Return zeros; on a CPU, memory that is taken only where something is written."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    size = math.prod(shape) * like.element_size()
-    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)
 
 
 class _Row:
@@ -213,20 +151,28 @@ class _Row:
 class _Decoder:
     """Rows that decode together; as one ends the next prompt takes its slot.
 
-    A active slots, 0 to A - 1 (the last one fills a hole), N tokens of a pass, V vocabulary. able:
-    whether the model reads packed tokens; if not, prompts are read alone and nothing is guessed.
+    A active slots, 0 to A - 1 (the last one fills a hole), N tokens of a pass, V vocabulary.
+    Without a reader prompts are read alone and nothing is guessed.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", prompts: _Prompts, sampling: Sampling, *, able: bool
+        self,
+        model: "PreTrainedModel",
+        reader: Reader | None,
+        prompts: _Prompts,
+        sampling: Sampling,
     ):
-        self._model, self._prompts, self._sampling, self._able = model, prompts, sampling, able
+        self._model, self._reader = model, reader
+        self._prompts, self._sampling = prompts, sampling
         # Longest first: slots that are active together are of like length, and little is padded.
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
         longest = max(map(len, prompts.ids))
         self._slots = min(prompts.slots, len(prompts.ids))
-        self._capacity = min(prompts.context, longest + prompts.max_new_tokens)
-        self._cache = _SlotCache(self._slots, self._capacity)
+        capacity = min(prompts.context, longest + prompts.max_new_tokens)
+        paged = reader and (model.device.type, model.dtype) == ("cpu", torch.float32)
+        self._cache = (
+            PagedCache(self._slots, capacity) if paged else SlotCache(model, self._slots, capacity)
+        )
         self._rows: list[_Row] = []
 
     def run(self) -> Iterator[tuple[int, Response]]:
@@ -237,7 +183,7 @@ class _Decoder:
             if self._waiting and free >= max(1, self._slots // 8):
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
-                if self._able:
+                if self._reader:
                     cheap = self._model.device.type != "cpu" or len(self._rows) <= FEW
                     for row in self._rows:
                         row.guess(SHORTEST if cheap else SURE)
@@ -255,12 +201,12 @@ class _Decoder:
             prompts.append(prompt)
             most = min(self._prompts.max_new_tokens, self._prompts.context - len(prompt))
             self._rows.append(_Row(index, prompt, most=most))
-        groups = list(_groups(readers, most=PROMPT_TOKENS if self._able else 0))
+        groups = list(_groups(readers, most=PROMPT_TOKENS if self._reader else 0))
         read = torch.cat([self._read(group, readers) for group in groups])
         order = {prompt: number for number, prompt in enumerate(p for g in groups for p in g)}
         for slot, prompt in enumerate(prompts, start=first):
             if readers[prompt] != slot:
-                self._cache.move(readers[prompt], slot, len(prompt))
+                self._cache.copy(readers[prompt], slot, len(prompt))
         owners = [order[prompt] for prompt in prompts]
         yield from self._advance(read[owners], range(first, first + count))
 
@@ -271,19 +217,28 @@ class _Decoder:
         device = self._model.device
         lengths = torch.tensor([len(prompt) for prompt in group])
         ends = lengths.cumsum(0)
-        place = torch.cat([torch.arange(size) for size in lengths.tolist()]).to(device)
+        place = torch.cat([torch.arange(size) for size in lengths.tolist()])
         slots = torch.tensor([readers[prompt] for prompt in group])
-        self._cache.begin(slots.repeat_interleave(lengths).to(device), place)
+        self._cache.begin(slots.repeat_interleave(lengths), place)
+        place = place.to(device)
+        ids = torch.tensor([i for prompt in group for i in prompt], device=device)
+        keep = (ends - 1).to(device)
+        if self._reader is None:
+            return self._model(
+                input_ids=ids[None],
+                position_ids=place[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits[0]
         starts = torch.cat([ends.new_zeros(1), ends]).int().to(device)
-        packed = {"starts": starts, "longest": int(lengths.max())} if self._able else {}
-        return self._model(
-            input_ids=torch.tensor([[i for prompt in group for i in prompt]], device=device),
-            position_ids=place[None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=(ends - 1).to(device),
-            **packed,
-        ).logits[0]
+        longest = int(lengths.max())
+
+        def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
+            self._cache.put(layer, k, v)
+            return attention.by_document(q, k, v, starts, longest, scaling)
+
+        return self._reader(ids, place, attend, keep=keep)
 
     def _step(self) -> torch.Tensor:
         """Read newest tokens and guesses; return the logits [N, V] of what follows each."""
@@ -293,25 +248,19 @@ class _Decoder:
         ids = [i for row in self._rows for i in (row.written[-1], *row.guessed)]
         slot = torch.arange(len(self._rows)).repeat_interleave(counts)
         offset = torch.arange(len(ids)) - (counts.cumsum(0) - counts)[slot]
-        place = (lengths[slot] + offset).to(device)
-        if self._able:
-            self._cache.begin(slot.to(device), place, (len(lengths), self._capacity))
-            groups = attention.slot_groups(
-                lengths, slot, offset, capacity=self._capacity, model=self._model
-            )
-            logits = self._model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=place[None],
-                past_key_values=self._cache,
-                use_cache=True,
-                groups=groups,
-            ).logits
-            return logits[0]
+        place = lengths[slot] + offset
+        on_device = torch.tensor(ids, device=device), place.to(device)
+        if self._reader:
+            self._cache.look_back(slot, place)
+            return self._reader(*on_device, self._cache.attend)
+        assert isinstance(self._cache, SlotCache)
         width = int(lengths.max()) + 1
-        self._cache.begin(slot.to(device), place, (len(lengths), width))
+        self._cache.begin(slot, place)
+        self._cache.show(len(lengths), width)
+        ids, place = on_device
         mask = torch.arange(width, device=device) <= place[:, None]  # [A, W]
         return self._model(
-            input_ids=torch.tensor(ids, device=device)[:, None],
+            input_ids=ids[:, None],
             attention_mask=mask[:, None, None],
             position_ids=place[:, None],
             past_key_values=self._cache,
@@ -330,8 +279,8 @@ class _Decoder:
                 yield row.index, Response(row.written, self._reason(row))
         for slot in reversed(ended):
             last = self._rows.pop()
+            self._cache.close(slot, len(self._rows), last.cached)
             if slot < len(self._rows):
-                self._cache.move(len(self._rows), slot, last.cached)
                 self._rows[slot] = last
 
     def _reason(self, row: _Row) -> StopReason:

@@ -12,7 +12,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
+
+# What a product may be followed by, as torch and as oneDNN name it; transformers' names are keys.
+ACTIVATIONS: dict[str, tuple[Any, tuple[str, str]]] = {
+    "silu": (functional.silu, ("swish", "")),
+    "gelu": (functional.gelu, ("gelu", "none")),
+    "gelu_new": (lambda x: functional.gelu(x, approximate="tanh"), ("gelu", "tanh")),
+    "gelu_pytorch_tanh": (lambda x: functional.gelu(x, approximate="tanh"), ("gelu", "tanh")),
+}
 
 
 @contextmanager
@@ -30,6 +39,25 @@ def prepacked(model: torch.nn.Module) -> Generator[None]:
         if layers:
             _leave_files(model)
         yield
+
+
+def activated(layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return a linear layer's activation of x, in one operation where the layer is packed."""
+    apart, together = ACTIVATIONS[activation]
+    packed = vars(layer).get("forward")
+    return packed(x, *together) if isinstance(packed, _Layer) else apart(layer(x))
+
+
+def plus(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return layer(x) + other, in one operation where the layer is packed."""
+    packed = vars(layer).get("forward")
+    return packed.joined(x, other, "add") if isinstance(packed, _Layer) else layer(x) + other
+
+
+def times(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return layer(x) * other, in one operation where the layer is packed."""
+    packed = vars(layer).get("forward")
+    return packed.joined(x, other, "mul") if isinstance(packed, _Layer) else layer(x) * other
 
 
 @torch.inference_mode(False)
@@ -56,13 +84,20 @@ class _Layer:
         """Rearrange the weight and let the layer use it."""
         weight = self._module.weight
         plain = weight.t().contiguous() if isinstance(self._module, Conv1D) else weight.detach()
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain)
-        bias = self._module.bias
-        product = torch.ops.mkldnn._linear_pointwise
-        self._packed = packed
-        self._module.forward = lambda x: product(x, packed, bias, "none", [], "")
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain)
+        self._bias = self._module.bias
+        self._module.forward = self
         if not self._shared:
             weight.data = weight.new_empty(0)
+
+    def __call__(self, x: torch.Tensor, name: str = "none", kind: str = "") -> torch.Tensor:
+        """Return the product, with an activation as oneDNN names it."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], kind)
+
+    def joined(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
+        """Return the product plus ("add") or times ("mul") another tensor."""
+        product = torch.ops.mkldnn._linear_pointwise.binary
+        return product(x, other, self._packed, self._bias, how)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -1,7 +1,6 @@
 """Log-probabilities of given continuations, whose prompt is read only once."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import torch
 
 from domain_tokens import attention, processes
 from domain_tokens.prepacked import prepacked
+from domain_tokens.reader import Reader, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,15 +32,15 @@ def continuation_log_probs(
     model.eval()
     scores: dict[int, list[float]] = {}
     alone = all(len(group) == 1 for group in continuations)
-    with prepacked(model), attention.packed(model) if alone else nullcontext(False) as able:
-        if able:
+    with reading(model) if alone else prepacked(model) as reader:
+        if reader:
             texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
             groups = _groups(texts, [1] * len(texts), most=PACKED_TOKENS)
         else:
             groups = _groups(prompts, [len(group) for group in continuations], most=TOKENS)
-        score = _score_packed if able else _score
         for group in processes.mine(groups):
-            found = score(model, [prompts[i] for i in group], [continuations[i] for i in group])
+            chosen = [prompts[i] for i in group], [continuations[i] for i in group]
+            found = _score_packed(reader, *chosen) if reader else _score(model, *chosen)
             scores.update(zip(group, found, strict=True))
     scores = processes.merged(scores)
     return [scores[i] for i in range(len(prompts))]
@@ -99,26 +99,30 @@ def _score(
 
 
 def _score_packed(
-    model: "PreTrainedModel",
+    reader: Reader,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
 ) -> list[list[float]]:
     """Score one continuation of each prompt, one text behind the other: no padding, no mask."""
-    device = model.device
+    device = reader.device
     wanted = [continuation for (continuation,) in continuations]
     texts = [[*p, *c[:-1]] for p, c in zip(prompts, wanted, strict=True)]
     ends = list(accumulate(len(text) for text in texts))
     places = [place for text in texts for place in range(len(text))]
     # What is wanted follows the last token of a prompt, and then each token but the last.
     keep = [at for end, c in zip(ends, wanted, strict=True) for at in range(end - len(c), end)]
-    logits = model(
-        input_ids=torch.tensor([[i for text in texts for i in text]], device=device),
-        position_ids=torch.tensor([places], device=device),
-        use_cache=False,
-        logits_to_keep=torch.tensor(keep, device=device),
-        starts=torch.tensor([0, *ends], dtype=torch.int32, device=device),
-        longest=max(map(len, texts)),
-    ).logits[0]  # [all tokens of continuations, V]
+    starts = torch.tensor([0, *ends], dtype=torch.int32, device=device)
+    longest = max(map(len, texts))
+
+    def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
+        return attention.by_document(q, k, v, starts, longest, scaling)
+
+    logits = reader(
+        torch.tensor([i for text in texts for i in text], device=device),
+        torch.tensor(places, device=device),
+        attend,
+        keep=torch.tensor(keep, device=device),
+    )  # [all tokens of continuations, V]
     chosen = torch.tensor([i for c in wanted for i in c], device=device)
     values = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0].double()
     return [[float(part.sum())] for part in values.cpu().split([len(c) for c in wanted])]

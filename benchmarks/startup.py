@@ -1,0 +1,65 @@
+"""How long each script takes to show its help, beside the imports that it would need to work.
+
+Every call is a process of its own; the first round, which may read from a cold disk, is left out.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from domain_tokens import run_card
+from domain_tokens.command_line import Parser, run
+
+EXAMPLE = "uv run python benchmarks/startup.py --repeats 5"
+FOLDERS = ("sft", "eval", "sample", "scripts", "benchmarks")
+PEERS = {
+    "import torch": ["-c", "import torch"],
+    "import torch, transformers.Trainer": ["-c", "import torch; from transformers import Trainer"],
+}
+
+
+def seconds(words: list[str]) -> float:
+    """Run Python with these words and return how long it took; raises where it fails."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Call everything by turns; return the seconds of each call."""
+    scripts = sorted(str(path) for folder in FOLDERS for path in Path(folder).glob("*.py"))
+    calls = {**{script: [script, "--help"] for script in scripts}, **PEERS}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(args.repeats + 1):
+        for name, words in calls.items():
+            taken = seconds(words)
+            if number:
+                found[name].append(taken)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a table of medians."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--output-path", metavar="FILE", help="write all measurements as JSON")
+    args = parser.parse_args(argv)
+    found = measure(args)
+    print("| call | median, s | longest, s |\n|---|---|---|")
+    for name, taken in sorted(found.items(), key=lambda item: statistics.median(item[1])):
+        what = name if name in PEERS else f"{name} --help"
+        print(f"| {what} | {statistics.median(taken):.2f} | {max(taken):.2f} |")
+    if args.output_path:
+        about = {
+            "environment": run_card.environment("cpu", "float32"),
+            "code": run_card.code_identity(),
+        }
+        run_card.write_json(Path(args.output_path), {"found": found, **about})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,200 @@
+"""Where the decoder keeps keys and values: in slots with room for the longest row, or in pages.
+
+N tokens of a pass, S slots, H and K heads of queries and of the cache, D size of a head.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from domain_tokens import attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class SlotCache:
+    """Keys and values of all slots, preallocated.
+
+    Per layer one tensor [2, S, K, C capacity, D]; a slot's tokens lie from 0 on. A model that
+    cannot read tokens in one row sees it as transformers' own cache.
+    """
+
+    def __init__(self, model: "PreTrainedModel", slots: int, capacity: int):
+        self._model, self._slots, self._capacity = model, slots, capacity
+        self._layers: list[torch.Tensor] = []
+        self._slot = self._place = torch.empty(0)
+        self._seen: tuple[int, int] | None = None
+        self._groups: list[attention.SlotGroup] = []
+
+    def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s place[i], both on the CPU."""
+        device = self._model.device
+        self._slot, self._place, self._seen = slot.to(device), place.to(device), None
+
+    def look_back(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        self.begin(slot, place)
+        counts = slot.bincount()
+        first = counts.cumsum(0) - counts
+        self._groups = attention.slot_groups(
+            place[first],
+            slot,
+            torch.arange(len(slot)) - first[slot],
+            capacity=self._capacity,
+            model=self._model,
+        )
+
+    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store a pass's keys and values, [N, K, D]."""
+        if layer == len(self._layers):
+            shape = (2, self._slots, key.shape[1], self._capacity, key.shape[2])
+            self._layers.append(_zeros(shape, key))
+        keys, values = self._layers[layer]
+        keys[self._slot, :, self._place] = key
+        values[self._slot, :, self._place] = value
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
+        self.put(layer, key, value)
+        return attention.by_slot(query, *self._layers[layer], self._groups, scaling)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's tokens to another slot."""
+        for layer in self._layers:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
+
+    def close(self, slot: int, last: int, length: int) -> None:
+        """Give up what a slot holds; the last slot's tokens, so many, move there."""
+        if slot != last:
+            self.copy(last, slot, length)
+
+    # What transformers calls, where a model reads rows of its own.
+
+    def show(self, slots: int, places: int) -> None:
+        """Let the queries of the next pass look at so many slots and places."""
+        self._seen = slots, places
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [B, K, T, D]; return those that the queries may attend to."""
+        self.put(layer, *(x.transpose(1, 2).flatten(0, 1) for x in (key, value)))
+        if self._seen is None:
+            return key, value
+        slots, places = self._seen
+        keys, values = self._layers[layer]
+        return keys[:slots, :, :places], values[:slots, :, :places]
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Return what transformers asks for when it reads prompts: nothing was seen before."""
+        return 0
+
+    def get_query_offset(self, *args: Any) -> int:
+        """Return the position of the first query of a prompt."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
+        """Return key length and offset for the causal mask of prompts."""
+        return query_length, 0
+
+
+class PagedCache:
+    """Keys and values in pages of a few places, for a CPU in fp32: only what is read is in memory.
+
+    Per layer keys and values, [2, P pages, K, PAGE, D]; a page that was given up is the next to be
+    taken (Kwon et al. 2023, PagedAttention).
+    """
+
+    def __init__(self, slots: int, capacity: int):
+        from domain_tokens import paged
+
+        self._attend, self._page = paged.attend, paged.PAGE
+        self._table = np.zeros((slots, -(-capacity // self._page)), np.int32)
+        self._counts = [0] * slots  # pages of each slot
+        self._free = list(range(self._table.size))[::-1]
+        self._layers: list[torch.Tensor] = []
+        self._pages = self._offsets = torch.empty(0)
+        self._first = self._known = np.zeros(0, np.int32)
+        paged.use_threads(torch.get_num_threads())
+
+    def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s place[i]."""
+        needed = np.zeros(len(self._counts), np.int64)
+        slots, places = slot.numpy(), place.numpy()
+        np.maximum.at(needed, slots, places // self._page + 1)
+        for which in needed.nonzero()[0]:
+            self._reserve(int(which), int(needed[which]))
+        self._pages = torch.from_numpy(self._table[slots, places // self._page]).long()
+        self._offsets = place % self._page
+
+    def _reserve(self, slot: int, count: int) -> None:
+        for number in range(self._counts[slot], count):
+            self._table[slot, number] = self._free.pop()
+        self._counts[slot] = max(self._counts[slot], count)
+
+    def look_back(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        self.begin(slot, place)
+        self._first = np.concatenate([[0], slot.bincount().cumsum(0).numpy()]).astype(np.int32)
+        self._known = place.numpy()[self._first[:-1]].astype(np.int32)
+
+    def _layer(self, layer: int, key: torch.Tensor) -> torch.Tensor:
+        if layer == len(self._layers):
+            shape = (2, self._table.size, key.shape[1], self._page, key.shape[2])
+            self._layers.append(_zeros(shape, key))
+        return self._layers[layer]
+
+    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store a pass's keys and values, [N, K, D]."""
+        keys, values = self._layer(layer, key)
+        keys[self._pages, :, self._offsets] = key
+        values[self._pages, :, self._offsets] = value
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
+        scale = np.float32(query.shape[-1] ** -0.5 if scaling is None else scaling)
+        keys, values = self._layer(layer, key).numpy()
+        q, k, v = (x.contiguous().numpy() for x in (query, key, value))
+        out = torch.empty(query.shape)
+        where = self._table, self._first, self._known
+        self._attend(q, (k, v), (keys, values), *where, scale, out.numpy())
+        return out
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's tokens to another slot."""
+        count = -(-length // self._page)
+        self._reserve(target, count)
+        theirs, ours = (torch.from_numpy(self._table[s, :count]).long() for s in (source, target))
+        for layer in self._layers:
+            layer[:, ours] = layer[:, theirs]
+
+    def close(self, slot: int, last: int, length: int) -> None:
+        """Give up what a slot holds; the last slot's pages become its own."""
+        self._free += self._table[slot, : self._counts[slot]].tolist()[::-1]
+        self._table[slot], self._counts[slot] = self._table[last], self._counts[last]
+        self._counts[last] = 0
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return zeros; on a CPU, memory that is taken only where something is written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)

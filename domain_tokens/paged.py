@@ -1,0 +1,153 @@
+"""What a decoding step on a CPU does between its matrix products, in fp32, compiled by numba.
+
+For attention torch makes a small matrix product for every slot and head, which takes several times
+as long as reading the cache; here a page is read once for all queries that share its head. Norms
+and rotations of a few dozen tokens are too small for torch's operations. G queries share a head of
+the cache, L places, D size of a head, N tokens, W width.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+# GNU's OpenMP first: torch uses it, too, and two kinds of waiting threads get in each other's way.
+config: Any = numba.config
+config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+PAGE = 16  # places
+LOG2_E = np.float32(1.4426950408889634)
+# 2^f for f in [-1/2, 1/2], by Taylor: an error of 2e-8, less than a rounding in fp32.
+C1, C2, C3 = (
+    np.float32(0.6931471805599453),
+    np.float32(0.2402265069591007),
+    np.float32(0.0555041087),
+)
+C4, C5, C6 = np.float32(0.00961812911), np.float32(0.00133335581), np.float32(0.000154035304)
+LEAST = np.float32(-126)  # of exponents that a normal number has in fp32
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+
+
+def use_threads(count: int) -> None:
+    """Use so many threads, as torch does, or fewer if there are fewer."""
+    numba.set_num_threads(min(count, config.NUMBA_NUM_THREADS))
+
+
+# Functions of their own, not inlined: only so are their innermost loops vectorised.
+_compiled = numba.njit(fastmath=True, error_model="numpy", cache=True, inline="never")
+
+
+@_compiled
+def _score(queries, block, scores, at, count):
+    """Write products of queries [G, D] with `count` places of block [PAGE, D] to scores[:, at:]."""
+    for j in range(count):
+        for g in range(len(queries)):
+            total = ZERO
+            for d in range(queries.shape[1]):
+                total += queries[g, d] * block[j, d]
+            scores[g, at + j] = total
+
+
+@_compiled
+def _add(sums, block, shares, at, count):
+    """Add `count` places of block [PAGE, D] to sums [G, D], by their shares in shares[:, at:]."""
+    four = count // 4 * 4
+    for j in range(0, four, 4):  # four at once: sums are read and written a quarter as often
+        for g in range(len(sums)):
+            a, b = shares[g, at + j], shares[g, at + j + 1]
+            c, d = shares[g, at + j + 2], shares[g, at + j + 3]
+            for i in range(sums.shape[1]):
+                sums[g, i] += (a * block[j, i] + b * block[j + 1, i]) + (
+                    c * block[j + 2, i] + d * block[j + 3, i]
+                )
+    for j in range(four, count):
+        for g in range(len(sums)):
+            share = shares[g, at + j]
+            for i in range(sums.shape[1]):
+                sums[g, i] += share * block[j, i]
+
+
+@_compiled
+def _softmax(scores, exponents, powers):
+    """Turn scores [L], logarithms to base 2, into shares; powers is exponents' memory, as fp32."""
+    most = scores[0]
+    for j in range(len(scores)):
+        most = max(most, scores[j])
+    for j in range(len(scores)):  # 2^score = 2^whole * 2^part
+        score = max(scores[j] - most, LEAST)
+        whole = np.floor(score + HALF)
+        part = score - whole
+        exponents[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        scores[j] = ONE + part * (
+            C1 + part * (C2 + part * (C3 + part * (C4 + part * (C5 + part * C6))))
+        )
+    total = ZERO
+    for j in range(len(scores)):
+        scores[j] *= powers[j]
+        total += scores[j]
+    for j in range(len(scores)):
+        scores[j] /= total
+
+
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+def attend(query, new, stored, table, first, known, scaling, out):
+    """Store new keys and values, then let every token attend to its slot, up to itself.
+
+    N tokens in the order of A slots, K heads of the cache, H of the queries, P pages. query, out:
+    [N, H, D]; new: a pair of keys and values, [N, K, D]; stored: such a pair, [P, K, PAGE, D]; all
+    fp32. table: int32 [A or more, M], each slot's pages; first: int32 [A + 1], where its tokens
+    begin; known: int32 [A], how many it holds already.
+    """
+    keys, values = stored
+    key, value = new
+    heads, size = key.shape[1:]
+    shared = query.shape[1] // heads
+    for task in numba.prange((len(first) - 1) * heads):
+        slot, head = task // heads, task % heads
+        begin, end, before = first[slot], first[slot + 1], known[slot]
+        for n in range(begin, end):
+            page, at = divmod(before + n - begin, PAGE)
+            keys[table[slot, page], head, at] = key[n, head]
+            values[table[slot, page], head, at] = value[n, head]
+        most = before + end - begin
+        scores = np.empty((shared, most), np.float32)
+        exponents = np.empty(most, np.int32)
+        powers = exponents.view(np.float32)
+        for n in range(begin, end):
+            seen = before + n - begin + 1
+            group = slice(head * shared, (head + 1) * shared)
+            queries = query[n, group] * (scaling * LOG2_E)
+            for at in range(0, seen, PAGE):
+                page, count = table[slot, at // PAGE], min(PAGE, seen - at)
+                _score(queries, keys[page, head], scores, at, count)
+            for g in range(shared):
+                _softmax(scores[g, :seen], exponents, powers)
+            sums = np.zeros((shared, size), np.float32)
+            for at in range(0, seen, PAGE):
+                page, count = table[slot, at // PAGE], min(PAGE, seen - at)
+                _add(sums, values[page, head], scores, at, count)
+            out[n, group] = sums
+
+
+@numba.njit(fastmath=True, error_model="numpy", cache=True)
+def rms_norm(x, weight, epsilon, out):
+    """Write x [N, W], divided by its root mean square and times weight [W], to out."""
+    for n in range(len(x)):
+        total = ZERO
+        for i in range(x.shape[1]):
+            total += x[n, i] * x[n, i]
+        scale = ONE / np.sqrt(total / np.float32(x.shape[1]) + epsilon)
+        for i in range(x.shape[1]):
+            out[n, i] = x[n, i] * scale * weight[i]
+
+
+@numba.njit(fastmath=True, error_model="numpy", cache=True)
+def rotate(x, cos, sin):
+    """Turn pairs (i, i + D / 2) of each head in place: x [N, H, D]; cos and sin [N, D / 2]."""
+    half = cos.shape[1]
+    for n in range(len(x)):
+        for h in range(x.shape[1]):
+            for i in range(half):
+                one, two = x[n, h, i], x[n, h, i + half]
+                x[n, h, i] = one * cos[n, i] - two * sin[n, i]
+                x[n, h, i + half] = two * cos[n, i] + one * sin[n, i]

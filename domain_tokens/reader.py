@@ -1,0 +1,151 @@
+"""The forward pass of a model that only reads: tokens in one row, few and large operations.
+
+Decoding and scoring spend as much time between matrix products as in them if every rotation, norm
+and residual is an operation of its own. GPT-2 and Llama are written out here with `prepacked`'s
+products; every other architecture is called as transformers has it. N tokens, W width, H and K
+heads of queries and of the cache, D size of a head.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+from domain_tokens import attention
+from domain_tokens.attention import Attend
+from domain_tokens.prepacked import ACTIVATIONS, activated, plus, prepacked, times
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FEW = 128  # tokens
+
+# ids [N], their positions [N], what they attend to -> hidden states [N, W] before the output layer
+Body = Callable[[Any, torch.Tensor, torch.Tensor, Attend], torch.Tensor]
+
+
+class Reader:
+    """A model that reads tokens in one row; made by `reading`."""
+
+    def __init__(self, model: "PreTrainedModel"):
+        self._model: Any = model
+        self._body = _own_body(model)
+        self.device = model.device
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        attend: Attend,
+        *,
+        keep: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits [N or fewer, V] of ids [N] at positions [N]; keep: of which tokens."""
+        if self._body is not None:
+            found = self._body(self._model, ids, places, attend)
+            return self._model.get_output_embeddings()(found if keep is None else found[keep])
+        return self._model(
+            input_ids=ids[None],
+            position_ids=places[None],
+            use_cache=False,
+            logits_to_keep=0 if keep is None else keep,
+            attend=attend,
+        ).logits[0]
+
+
+@contextmanager
+def reading(model: "PreTrainedModel") -> Generator[Reader | None]:
+    """Let a model read; yields None where its architecture cannot read tokens in one row.
+
+    Meanwhile its weights lie as `prepacked` leaves them, and its own forward pass still works.
+    """
+    with prepacked(model), attention.packed(model) as able:
+        yield Reader(model) if able else None
+
+
+def _own_body(model: Any) -> Body | None:
+    """Return the forward pass that is written out here, if it is this model's."""
+    config = model.config
+    if type(model) is GPT2LMHeadModel:
+        known = config.activation_function in ACTIVATIONS and not config.add_cross_attention
+        return _gpt2 if known and not config.reorder_and_upcast_attn else None
+    if type(model) is LlamaForCausalLM:
+        return _llama if config.hidden_act in ACTIVATIONS else None
+    return None
+
+
+def _gpt2(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """Radford et al. 2019."""
+    body = model.transformer
+    activation = model.config.activation_function
+    x = body.wte(ids) + body.wpe(places)  # [N, W]
+    for number, block in enumerate(body.h):
+        attn, mlp = block.attn, block.mlp
+        heads = attn.c_attn(block.ln_1(x)).view(len(x), 3, attn.num_heads, attn.head_dim)
+        seen = attend(number, *heads.unbind(1), attn.scaling)
+        x = plus(attn.c_proj, seen.reshape(x.shape), x)
+        x = plus(mlp.c_proj, activated(mlp.c_fc, block.ln_2(x), activation), x)
+    return body.ln_f(x)
+
+
+def _llama(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """Touvron et al. 2023, with grouped key and value heads."""
+    body = model.model
+    activation = model.config.hidden_act
+    x = body.embed_tokens(ids)  # [N, W]
+    cos, sin = body.rotary_emb(x, position_ids=places[None])
+    half = cos.shape[-1] // 2  # the other half repeats it
+    turn = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+    for number, layer in enumerate(body.layers):
+        attn, mlp = layer.self_attn, layer.mlp
+        normed = _rms(layer.input_layernorm, x)
+        queries, keys = _rotated(attn.q_proj(normed), turn), _rotated(attn.k_proj(normed), turn)
+        values = attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim))
+        seen = attend(number, queries, keys, values, attn.scaling)
+        x = plus(attn.o_proj, seen.flatten(1), x)
+        normed = _rms(layer.post_attention_layernorm, x)
+        inner = times(mlp.up_proj, normed, activated(mlp.gate_proj, normed, activation))
+        x = plus(mlp.down_proj, inner, x)
+    return _rms(body.norm, x)
+
+
+def _rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """Zhang & Sennrich 2019; in fp32 inside, as transformers does it."""
+    if _few(x):
+        out = torch.empty_like(x)
+        epsilon = np.float32(norm.variance_epsilon)
+        _kernels().rms_norm(x.numpy(), norm.weight.detach().numpy(), epsilon, out.numpy())
+        return out
+    return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn pairs (i, i + D / 2) of each head: x [N, H D], cos and sin [N, D / 2] -> [N, H, D].
+
+    Su et al. 2021, in the layout of transformers. x is not needed any more.
+    """
+    cos, sin = turn
+    heads = x.unflatten(-1, (-1, 2 * cos.shape[-1]))
+    if _few(x):
+        _kernels().rotate(heads.numpy(), cos.numpy(), sin.numpy())
+        return heads
+    one, two = heads.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+
+def _few(x: torch.Tensor) -> bool:
+    """Return whether a loop on one core beats torch's operations: few tokens, in fp32, on a CPU."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and len(x) <= FEW
+
+
+@cache
+def _kernels() -> Any:
+    from domain_tokens import paged
+
+    return paged
