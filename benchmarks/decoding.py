@@ -132,13 +132,15 @@ def ours(slots: int) -> Callable[..., list[list[int]]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Decode with one peer in this process, after a short warm-up."""
-    from domain_tokens import checkpoints
+    from domain_tokens import checkpoints, prepacked
 
     checkpoints.quiet()
     model, eos, prompts = prepare(args)
     peers = {"hf1": hf(1), "hf16": hf(16), "hf32": hf(32), "continuous": continuous}
     peers["lm-eval"] = lm_eval(Path(args.model_path))
     decode = peers.get(args.peer) or ours(args.slots)
+    if args.peer == "ours":
+        prepacked.for_good(model)  # as the evaluations load it
     decode(model, eos, prompts[:2], 4)
     start = time.perf_counter()
     responses = decode(model, eos, prompts, args.max_new_tokens)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens import checkpoints, hardware, outputs, processes, run_card
+from domain_tokens import checkpoints, hardware, outputs, prepacked, processes, run_card
 from domain_tokens.answers import extract_strict
 from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
@@ -61,7 +61,7 @@ def load_subject(folder: Path, *, condition: str, precision: str) -> Subject:
         layout = layout_of(tokenizer)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
-    model = checkpoints.load_model(folder, dtype=dtype).to(device)
+    model = prepacked.for_good(checkpoints.load_model(folder, dtype=dtype).to(device))
     return Subject(folder, model, tokenizer, layout, precision)
 
 

@@ -9,11 +9,14 @@ import platform
 from collections import Counter
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What a product may be followed by, as torch and as oneDNN name it; transformers' names are keys.
 ACTIVATIONS: dict[str, tuple[Any, tuple[str, str]]] = {
@@ -29,16 +32,29 @@ def prepacked(model: torch.nn.Module) -> Generator[None]:
     """Let the linear layers of a model multiply with rearranged weights; not for training.
 
     Off an x86 CPU and in other types than float32 nothing happens. Meanwhile a layer's own weight
-    is away, so that there is only one of it, unless another layer holds it, too.
+    is away, so that there is only one of it, unless another layer holds it, too. Where a model is
+    packed already it stays so.
     """
+    layers = _layers(model)
     with ExitStack() as stack:
-        layers = _layers(model)
         for layer in layers:
             stack.callback(layer.unpack)
-            layer.pack()
-        if layers:
-            _leave_files(model)
+        _pack(model, layers)
         yield
+
+
+def for_good(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return a model that from now on only reads, with its weights as `prepacked` leaves them."""
+    model.eval()
+    _pack(model, _layers(model))
+    return model
+
+
+def _pack(model: torch.nn.Module, layers: "list[_Layer]") -> None:
+    for layer in layers:
+        layer.pack()
+    if layers:
+        _leave_files(model)
 
 
 def activated(layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import checkpoints, display, hardware
+from domain_tokens import checkpoints, display, hardware, prepacked
 from domain_tokens.errors import UserError
 from domain_tokens.generation import Sampling, generate
 from domain_tokens.prompts import Renderer
@@ -37,7 +37,7 @@ class Speaker:
         return cls(
             folder=folder,
             title=f"{folder}" + (f" ({card['stage']}, {card['condition']})" if card else ""),
-            model=checkpoints.load_model(folder, dtype=dtype).to(device),
+            model=prepacked.for_good(checkpoints.load_model(folder, dtype=dtype).to(device)),
             tokenizer=tokenizer,
             renderer=Renderer(tokenizer),
             fact_ids=layout.fact_ids,

@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from domain_tokens.prepacked import prepacked
+from domain_tokens.prepacked import for_good, prepacked
 from tests.conftest import tiny_llama
 
 pytestmark = pytest.mark.skipif(
@@ -51,3 +51,16 @@ def test_weights_come_back_after_an_error(model):
     with pytest.raises(KeyboardInterrupt), prepacked(model):
         raise KeyboardInterrupt
     assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+
+
+def test_a_model_that_was_packed_for_good_stays_packed(model):
+    """Packing anew for every call left 0.4 GB of holes in the memory of a decoder of 135M."""
+    with torch.inference_mode():
+        wanted = model(IDS).logits
+    for_good(model)
+    with prepacked(model):
+        pass
+    away = [name for name, tensor in model.state_dict().items() if not tensor.numel()]
+    assert len(away) >= 8
+    with torch.inference_mode():
+        torch.testing.assert_close(model(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
