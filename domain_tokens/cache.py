@@ -111,21 +111,20 @@ class SlotCache:
 class PagedCache:
     """Keys and values in pages of a few places, for a CPU in fp32: only what is read is in memory.
 
-    Per layer keys and values, [2, P pages, K, PAGE, D]; a page that was given up is the next to be
-    taken (Kwon et al. 2023, PagedAttention).
+    One tensor, [P pages, layers, keys and values, K, PAGE, D]; a page that was given up is the next
+    to be taken (Kwon et al. 2023, PagedAttention).
     """
 
-    def __init__(self, slots: int, capacity: int):
+    def __init__(self, slots: int, capacity: int, layers: int):
         from domain_tokens import paged
 
         self._attend, self._page = paged.attend, paged.PAGE
         self._table = np.zeros((slots, -(-capacity // self._page)), np.int32)
         self._counts = [0] * slots  # pages of each slot
         self._free = list(range(self._table.size))[::-1]
-        self._layers: list[torch.Tensor] = []
-        self._pages = self._offsets = torch.empty(0)
+        self._layers = layers
+        self._pool = self._pages = self._offsets = torch.empty(0)
         self._first = self._known = np.zeros(0, np.int32)
-        paged.use_threads(torch.get_num_threads())
 
     def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
         """Say where the next pass writes: its token i is slot[i]'s place[i]."""
@@ -148,17 +147,17 @@ class PagedCache:
         self._first = np.concatenate([[0], slot.bincount().cumsum(0).numpy()]).astype(np.int32)
         self._known = place.numpy()[self._first[:-1]].astype(np.int32)
 
-    def _layer(self, layer: int, key: torch.Tensor) -> torch.Tensor:
-        if layer == len(self._layers):
-            shape = (2, self._table.size, key.shape[1], self._page, key.shape[2])
-            self._layers.append(_zeros(shape, key))
-        return self._layers[layer]
+    def _have_pool(self, key: torch.Tensor) -> None:
+        if not self._pool.numel():
+            heads, size = key.shape[1:]
+            shape = (self._table.size, self._layers, 2, heads, self._page, size)
+            self._pool = _zeros(shape, key)
 
     def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store a pass's keys and values, [N, K, D]."""
-        keys, values = self._layer(layer, key)
-        keys[self._pages, :, self._offsets] = key
-        values[self._pages, :, self._offsets] = value
+        self._have_pool(key)
+        self._pool[self._pages, layer, 0, :, self._offsets] = key
+        self._pool[self._pages, layer, 1, :, self._offsets] = value
 
     def attend(
         self,
@@ -170,11 +169,11 @@ class PagedCache:
     ) -> torch.Tensor:
         """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
         scale = np.float32(query.shape[-1] ** -0.5 if scaling is None else scaling)
-        keys, values = self._layer(layer, key).numpy()
+        self._have_pool(key)
         q, k, v = (x.contiguous().numpy() for x in (query, key, value))
         out = torch.empty(query.shape)
         where = self._table, self._first, self._known
-        self._attend(q, (k, v), (keys, values), *where, scale, out.numpy())
+        self._attend(q, (k, v), self._pool.numpy(), layer, where, scale, out.numpy())
         return out
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -182,8 +181,7 @@ class PagedCache:
         count = -(-length // self._page)
         self._reserve(target, count)
         theirs, ours = (torch.from_numpy(self._table[s, :count]).long() for s in (source, target))
-        for layer in self._layers:
-            layer[:, ours] = layer[:, theirs]
+        self._pool[ours] = self._pool[theirs]
 
     def close(self, slot: int, last: int, length: int) -> None:
         """Give up what a slot holds; the last slot's pages become its own."""

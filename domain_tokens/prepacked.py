@@ -12,19 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# What a product may be followed by, as torch and as oneDNN name it; transformers' names are keys.
-ACTIVATIONS: dict[str, tuple[Any, tuple[str, str]]] = {
-    "silu": (functional.silu, ("swish", "")),
-    "gelu": (functional.gelu, ("gelu", "none")),
-    "gelu_new": (lambda x: functional.gelu(x, approximate="tanh"), ("gelu", "tanh")),
-    "gelu_pytorch_tanh": (lambda x: functional.gelu(x, approximate="tanh"), ("gelu", "tanh")),
-}
 
 
 @contextmanager
@@ -55,13 +46,6 @@ def _pack(model: torch.nn.Module, layers: "list[_Layer]") -> None:
         layer.pack()
     if layers:
         _leave_files(model)
-
-
-def activated(layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
-    """Return a linear layer's activation of x, in one operation where the layer is packed."""
-    apart, together = ACTIVATIONS[activation]
-    packed = vars(layer).get("forward")
-    return packed(x, *together) if isinstance(packed, _Layer) else apart(layer(x))
 
 
 def plus(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -106,9 +90,9 @@ class _Layer:
         if not self._shared:
             weight.data = weight.new_empty(0)
 
-    def __call__(self, x: torch.Tensor, name: str = "none", kind: str = "") -> torch.Tensor:
-        """Return the product, with an activation as oneDNN names it."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], kind)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
 
     def joined(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
         """Return the product plus ("add") or times ("mul") another tensor."""

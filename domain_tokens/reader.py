@@ -6,6 +6,7 @@ products; every other architecture is called as transformers has it. N tokens, W
 heads of queries and of the cache, D size of a head.
 """
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
@@ -18,12 +19,15 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from domain_tokens import attention
 from domain_tokens.attention import Attend
-from domain_tokens.prepacked import ACTIVATIONS, activated, plus, prepacked, times
+from domain_tokens.prepacked import plus, prepacked, times
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FEW = 128  # tokens
+# What an activation multiplies x with: the logistic function of slope * (x + cubic * x^3).
+GATES = {"silu": (1.0, 0.0)} | dict.fromkeys(
+    ("gelu_new", "gelu_pytorch_tanh"), (2 * (2 / math.pi) ** 0.5, 0.044715)
+)
 
 # ids [N], their positions [N], what they attend to -> hidden states [N, W] before the output layer
 Body = Callable[[Any, torch.Tensor, torch.Tensor, Attend], torch.Tensor]
@@ -36,6 +40,8 @@ class Reader:
         self._model: Any = model
         self._body = _own_body(model)
         self.device = model.device
+        if model.device.type == "cpu":
+            _kernels().use_threads(torch.get_num_threads())
 
     def __call__(
         self,
@@ -72,10 +78,10 @@ def _own_body(model: Any) -> Body | None:
     """Return the forward pass that is written out here, if it is this model's."""
     config = model.config
     if type(model) is GPT2LMHeadModel:
-        known = config.activation_function in ACTIVATIONS and not config.add_cross_attention
+        known = config.activation_function in GATES and not config.add_cross_attention
         return _gpt2 if known and not config.reorder_and_upcast_attn else None
     if type(model) is LlamaForCausalLM:
-        return _llama if config.hidden_act in ACTIVATIONS else None
+        return _llama if config.hidden_act in GATES else None
     return None
 
 
@@ -89,7 +95,7 @@ def _gpt2(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -
         heads = attn.c_attn(block.ln_1(x)).view(len(x), 3, attn.num_heads, attn.head_dim)
         seen = attend(number, *heads.unbind(1), attn.scaling)
         x = plus(attn.c_proj, seen.reshape(x.shape), x)
-        x = plus(mlp.c_proj, activated(mlp.c_fc, block.ln_2(x), activation), x)
+        x = plus(mlp.c_proj, _gated(mlp.c_fc(block.ln_2(x)), activation), x)
     return body.ln_f(x)
 
 
@@ -109,14 +115,23 @@ def _llama(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) 
         seen = attend(number, queries, keys, values, attn.scaling)
         x = plus(attn.o_proj, seen.flatten(1), x)
         normed = _rms(layer.post_attention_layernorm, x)
-        inner = times(mlp.up_proj, normed, activated(mlp.gate_proj, normed, activation))
+        inner = times(mlp.up_proj, normed, _gated(mlp.gate_proj(normed), activation))
         x = plus(mlp.down_proj, inner, x)
     return _rms(body.norm, x)
 
 
+def _gated(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return an activation of x [N, W], in its place where it can be."""
+    slope, cubic = GATES[activation]
+    if _compiled(x):
+        _kernels().gate(x.numpy(), np.float32(slope), np.float32(cubic))
+        return x
+    return functional.gelu(x, approximate="tanh") if cubic else functional.silu(x)
+
+
 def _rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
     """Zhang & Sennrich 2019; in fp32 inside, as transformers does it."""
-    if _few(x):
+    if _compiled(x):
         out = torch.empty_like(x)
         epsilon = np.float32(norm.variance_epsilon)
         _kernels().rms_norm(x.numpy(), norm.weight.detach().numpy(), epsilon, out.numpy())
@@ -131,7 +146,7 @@ def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.
     """
     cos, sin = turn
     heads = x.unflatten(-1, (-1, 2 * cos.shape[-1]))
-    if _few(x):
+    if _compiled(x):
         _kernels().rotate(heads.numpy(), cos.numpy(), sin.numpy())
         return heads
     one, two = heads.chunk(2, -1)
@@ -139,9 +154,9 @@ def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.
     return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
 
 
-def _few(x: torch.Tensor) -> bool:
-    """Return whether a loop on one core beats torch's operations: few tokens, in fp32, on a CPU."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and len(x) <= FEW
+def _compiled(x: torch.Tensor) -> bool:
+    """Return whether numba does it: oneDNN's and torch's activations take many times as long."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 @cache
