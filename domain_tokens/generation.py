@@ -14,7 +14,7 @@ import torch
 from domain_tokens import attention
 from domain_tokens.cache import PagedCache, SlotCache
 from domain_tokens.errors import UserError
-from domain_tokens.guesses import SHORTEST, SURE, Lookup
+from domain_tokens.guesses import Lookup
 from domain_tokens.reader import Reader, reading
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ StopReason = Literal["eos", "length", "context"]
 PROMPT_TOKENS = (
     512  # prompts are read together up to so many; of 1,024, products take a tenth longer
 )
-FEW = 32  # rows that leave a CPU idle: up to here, as on a GPU, guessed tokens cost next to nothing
+FEW = 40  # rows that leave a CPU idle: up to here, as on a GPU, guessed tokens pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,10 @@ class _Row:
         """How many tokens it has in the cache: all but the newest."""
         return self._prompt_length + max(len(self.written) - 1, 0)
 
-    def guess(self, shortest: int) -> None:
-        """Guess what comes behind the newest token, not further than the row may go.
-
-        shortest: tokens that have to have stood there before.
-        """
+    def guess(self, *, worth: bool) -> None:
+        """Guess what comes behind the newest token, not further than the row may go, or nothing."""
         room = self._most - len(self.written) - 1
-        self.guessed = self._lookup.guess(room, shortest=shortest)
+        self.guessed = self._lookup.guess(room) if worth else []
 
     def accept(self, chosen: Sequence[int], eos_id: int) -> bool:
         """Write what was chosen behind the newest token and right guesses; return whether to stop.
@@ -187,10 +184,9 @@ class _Decoder:
             if self._waiting and free >= max(1, self._slots // 8):
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
-                if self._reader:
-                    cheap = self._model.device.type != "cpu" or len(self._rows) <= FEW
-                    for row in self._rows:
-                        row.guess(SHORTEST if cheap else SURE)
+                cheap = self._model.device.type != "cpu" or len(self._rows) <= FEW
+                for row in self._rows:
+                    row.guess(worth=self._reader is not None and cheap)
                 yield from self._advance(self._step(), range(len(self._rows)))
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:

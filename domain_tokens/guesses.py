@@ -9,7 +9,6 @@ the same and need fewer passes.
 from collections.abc import Iterable
 
 SHORTEST, LONGEST = 2, 6  # tokens that have to have stood there before
-SURE = 4  # of them, where a wrong guess costs more than a right one saves
 MOST = 4  # guessed tokens at once
 
 
@@ -30,9 +29,9 @@ class Lookup:
             self._after[tuple(self._tokens[place - size :])] = place
         self._tokens.append(token)
 
-    def guess(self, most: int, *, shortest: int = SHORTEST) -> list[int]:
+    def guess(self, most: int) -> list[int]:
         """Return what followed the longest n-gram that the row now ends in; at most so many."""
-        for size in range(min(LONGEST, len(self._tokens)), shortest - 1, -1):
+        for size in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             place = self._after.get(tuple(self._tokens[-size:]))
             if place is not None:
                 return self._tokens[place : place + min(self._count, most)]

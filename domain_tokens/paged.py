@@ -169,11 +169,11 @@ def rms_norm(x, weight, epsilon, out):
 
 
 @numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
-def rotate(x, cos, sin):
-    """Turn pairs (i, i + D / 2) of each head in place: x [N, H, D]; cos and sin [N, D / 2]."""
+def rotate(x, cos, sin, heads):
+    """Turn pairs (i, i + D / 2) of x's first heads in place: [N, H, D]; cos, sin: [N, D / 2]."""
     half = cos.shape[1]
     for n in numba.prange(len(x)):
-        for h in range(x.shape[1]):
+        for h in range(heads):
             for i in range(half):
                 one, two = x[n, h, i], x[n, h, i + half]
                 x[n, h, i] = one * cos[n, i] - two * sin[n, i]

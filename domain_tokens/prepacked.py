@@ -7,7 +7,7 @@ rearranged once; torch's compiler calls the same two operations when it freezes 
 
 import platform
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,12 @@ def _pack(model: torch.nn.Module, layers: "list[_Layer]") -> None:
         _leave_files(model)
 
 
+def together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
+    """Return the layers' products of x side by side, in one operation where they are packed so."""
+    part = vars(layers[0]).get("forward")
+    return part.whole(x) if isinstance(part, _Part) else torch.cat([la(x) for la in layers], -1)
+
+
 def plus(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return layer(x) + other, in one operation where the layer is packed."""
     packed = vars(layer).get("forward")
@@ -69,26 +75,31 @@ def _leave_files(model: torch.nn.Module) -> None:
 
 
 class _Layer:
-    """A linear layer, of torch or of GPT-2 (whose weight is transposed), and its packed weight.
+    """Linear layers, of torch or of GPT-2 (whose weight is transposed), in one packed weight.
 
-    Whatever was made in inference mode could never be trained again, so neither of these is.
+    Several of them read the same input and share nothing with others. Whatever was made in
+    inference mode could never be trained again, so neither of these is.
     """
 
-    def __init__(self, module: Any, *, shared: bool):
-        self._module, self._shared = module, shared
+    def __init__(self, *modules: Any, shared: bool = False):
+        self._modules, self._shared = modules, shared
         self._packed: Any = None
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def pack(self) -> None:
-        """Rearrange the weight and let the layer use it."""
-        weight = self._module.weight
-        plain = weight.t().contiguous() if isinstance(self._module, Conv1D) else weight.detach()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain)
-        self._bias = self._module.bias
-        self._module.forward = self
-        if not self._shared:
-            weight.data = weight.new_empty(0)
+        """Rearrange the weight and let the layers use it."""
+        plain = [_plain(module) for module in self._modules]
+        biases = [module.bias for module in self._modules if module.bias is not None]
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(_joined(plain))
+        self._bias = _joined(biases) if biases else None
+        start = 0
+        for module, weight in zip(self._modules, plain, strict=True):
+            end = start + len(weight)
+            module.forward = self if len(plain) == 1 else _Part(self, slice(start, end))
+            start = end
+            if not self._shared:
+                module.weight.data = weight.new_empty(0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the product."""
@@ -102,14 +113,40 @@ class _Layer:
     @torch.inference_mode(False)
     @torch.no_grad()
     def unpack(self) -> None:
-        """Give the layer back what it had, to the bit."""
+        """Give the layers back what they had, to the bit."""
         if self._packed is None:
             return
-        if not self._shared:
-            plain = self._packed.to_dense()
-            transposed = isinstance(self._module, Conv1D)
-            self._module.weight.data = plain.t().contiguous() if transposed else plain
-        del self._module.forward, self._packed
+        plain, start = None if self._shared else self._packed.to_dense(), 0
+        for module in self._modules:
+            if plain is not None:
+                transposed = isinstance(module, Conv1D)
+                size = module.nf if transposed else module.out_features
+                weight = plain[start : start + size]
+                module.weight.data = weight.t().contiguous() if transposed else weight.clone()
+                start += size
+            del module.forward
+        self._packed = None
+
+
+class _Part:
+    """A layer that is packed with others; called alone it computes theirs, too."""
+
+    def __init__(self, whole: _Layer, which: slice):
+        self.whole, self._which = whole, which
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product."""
+        return self.whole(x)[..., self._which]
+
+
+def _plain(module: Any) -> torch.Tensor:
+    """Return a layer's weight, [outputs, inputs]."""
+    return module.weight.t().contiguous() if isinstance(module, Conv1D) else module.weight.detach()
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return one below the other; a single one without a copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _layers(model: torch.nn.Module) -> list[_Layer]:
@@ -117,10 +154,22 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
     if platform.machine() not in {"x86_64", "AMD64"} or not torch.backends.mkldnn.is_available():
         return []
     holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    return [
-        _Layer(module, shared=holders[id(module.weight)] > 1)
+    able = {
+        module: None
         for module in model.modules()
         if type(module) in (torch.nn.Linear, Conv1D)
         and "forward" not in vars(module)
         and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32)
-    ]
+    }
+    layers = []
+    for module in model.modules():
+        beside: list[Any] = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+        if (
+            all(type(x) is torch.nn.Linear and x in able for x in beside)
+            and all(holders[id(x.weight)] == 1 for x in beside)
+            and len({(x.in_features, x.bias is None) for x in beside}) == 1
+        ):
+            layers.append(_Layer(*beside))
+            for x in beside:
+                del able[x]
+    return layers + [_Layer(module, shared=holders[id(module.weight)] > 1) for module in able]

@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from domain_tokens import attention
 from domain_tokens.attention import Attend
-from domain_tokens.prepacked import plus, prepacked, times
+from domain_tokens.prepacked import plus, prepacked, times, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,6 +103,7 @@ def _llama(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) 
     """Touvron et al. 2023, with grouped key and value heads."""
     body = model.model
     activation = model.config.hidden_act
+    count, shared = model.config.num_attention_heads, model.config.num_key_value_heads
     x = body.embed_tokens(ids)  # [N, W]
     cos, sin = body.rotary_emb(x, position_ids=places[None])
     half = cos.shape[-1] // 2  # the other half repeats it
@@ -110,9 +111,9 @@ def _llama(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) 
     for number, layer in enumerate(body.layers):
         attn, mlp = layer.self_attn, layer.mlp
         normed = _rms(layer.input_layernorm, x)
-        queries, keys = _rotated(attn.q_proj(normed), turn), _rotated(attn.k_proj(normed), turn)
-        values = attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim))
-        seen = attend(number, queries, keys, values, attn.scaling)
+        heads = together((attn.q_proj, attn.k_proj, attn.v_proj), normed)
+        heads = _rotated(heads.unflatten(-1, (-1, attn.head_dim)), turn, count + shared)
+        seen = attend(number, *heads.split([count, shared, shared], 1), attn.scaling)
         x = plus(attn.o_proj, seen.flatten(1), x)
         normed = _rms(layer.post_attention_layernorm, x)
         inner = times(mlp.up_proj, normed, _gated(mlp.gate_proj(normed), activation))
@@ -139,19 +140,19 @@ def _rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn pairs (i, i + D / 2) of each head: x [N, H D], cos and sin [N, D / 2] -> [N, H, D].
+def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], count: int) -> torch.Tensor:
+    """Turn pairs (i, i + D / 2) of the first heads: x [N, heads, D], cos and sin [N, D / 2].
 
     Su et al. 2021, in the layout of transformers. x is not needed any more.
     """
     cos, sin = turn
-    heads = x.unflatten(-1, (-1, 2 * cos.shape[-1]))
     if _compiled(x):
-        _kernels().rotate(heads.numpy(), cos.numpy(), sin.numpy())
-        return heads
-    one, two = heads.chunk(2, -1)
+        _kernels().rotate(x.numpy(), cos.numpy(), sin.numpy(), count)
+        return x
+    one, two = x[:, :count].chunk(2, -1)
     cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+    turned = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+    return torch.cat([turned, x[:, count:]], 1)
 
 
 def _compiled(x: torch.Tensor) -> bool:

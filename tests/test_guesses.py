@@ -28,7 +28,6 @@ def test_nothing_is_guessed_without_a_match_or_room():
     assert Lookup([1, 2, 3]).guess(5) == []
     assert Lookup([1, 2, 3, 1, 2]).guess(0) == []
     assert Lookup([1, 2, 3, 1, 2]).guess(5) == [3]
-    assert Lookup([1, 2, 3, 1, 2]).guess(5, shortest=3) == []
 
 
 @given(TOKENS, st.integers(0, 9), st.lists(st.integers(0, MOST), max_size=5))
