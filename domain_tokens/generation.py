@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "length", "context"]
 
-PROMPT_TOKENS = (
-    512  # prompts are read together up to so many; of 1,024, products take a tenth longer
-)
+PROMPT_TOKENS = 512  # read together at most; products of 1,024 take a tenth longer
 FEW = 40  # rows that leave a CPU idle: up to here, as on a GPU, guessed tokens pay
 
 
@@ -185,8 +183,9 @@ class _Decoder:
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
                 cheap = self._model.device.type != "cpu" or len(self._rows) <= FEW
+                worth = self._reader is not None and cheap
                 for row in self._rows:
-                    row.guess(worth=self._reader is not None and cheap)
+                    row.guess(worth=worth)
                 yield from self._advance(self._step(), range(len(self._rows)))
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:

@@ -9,9 +9,11 @@ import platform
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ def _pack(model: torch.nn.Module, layers: "list[_Layer]") -> None:
 def together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
     """Return the layers' products of x side by side, in one operation where they are packed so."""
     part = vars(layers[0]).get("forward")
-    return part.whole(x) if isinstance(part, _Part) else torch.cat([la(x) for la in layers], -1)
+    if isinstance(part, _Part):
+        return part.whole(x)
+    return torch.cat([layer(x) for layer in layers], -1)
 
 
 def plus(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -93,11 +97,10 @@ class _Layer:
         biases = [module.bias for module in self._modules if module.bias is not None]
         self._packed = torch.ops.mkldnn._reorder_linear_weight(_joined(plain))
         self._bias = _joined(biases) if biases else None
-        start = 0
-        for module, weight in zip(self._modules, plain, strict=True):
-            end = start + len(weight)
-            module.forward = self if len(plain) == 1 else _Part(self, slice(start, end))
-            start = end
+        self._sizes = [len(weight) for weight in plain]
+        for module, weight, end in zip(self._modules, plain, accumulate(self._sizes), strict=True):
+            part = slice(end - len(weight), end)
+            module.forward = self if len(plain) == 1 else _Part(self, part)
             if not self._shared:
                 module.weight.data = weight.new_empty(0)
 
@@ -116,14 +119,12 @@ class _Layer:
         """Give the layers back what they had, to the bit."""
         if self._packed is None:
             return
-        plain, start = None if self._shared else self._packed.to_dense(), 0
-        for module in self._modules:
-            if plain is not None:
+        if not self._shared:
+            plain = self._packed.to_dense().split(self._sizes)
+            for module, weight in zip(self._modules, plain, strict=True):
                 transposed = isinstance(module, Conv1D)
-                size = module.nf if transposed else module.out_features
-                weight = plain[start : start + size]
                 module.weight.data = weight.t().contiguous() if transposed else weight.clone()
-                start += size
+        for module in self._modules:
             del module.forward
         self._packed = None
 
@@ -163,12 +164,10 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
     }
     layers = []
     for module in model.modules():
-        beside: list[Any] = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")]
-        if (
-            all(type(x) is torch.nn.Linear and x in able for x in beside)
-            and all(holders[id(x.weight)] == 1 for x in beside)
-            and len({(x.in_features, x.bias is None) for x in beside}) == 1
-        ):
+        if type(module) is not LlamaAttention:  # others would call the three one by one
+            continue
+        beside = module.q_proj, module.k_proj, module.v_proj
+        if all(x in able and holders[id(x.weight)] == 1 for x in beside):
             layers.append(_Layer(*beside))
             for x in beside:
                 del able[x]

@@ -4,7 +4,9 @@ import platform
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
+from domain_tokens import prepacked as prepacked_module
 from domain_tokens.prepacked import for_good, prepacked
 from tests.conftest import tiny_llama
 
@@ -64,3 +66,26 @@ def test_a_model_that_was_packed_for_good_stays_packed(model):
     assert len(away) >= 8
     with torch.inference_mode():
         torch.testing.assert_close(model(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_other_architectures_compute_each_product_once(monkeypatch):
+    """Packed as one weight, query, key and value were all three computed for each of the three by
+    every forward pass that is not written out in reader.py."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 100}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
+    widths = []
+    product = prepacked_module._Layer.__call__
+
+    def counted(self, x):
+        found = product(self, x)
+        widths.append(found.shape[-1])
+        return found
+
+    monkeypatch.setattr(prepacked_module._Layer, "__call__", counted)
+    with torch.inference_mode():
+        wanted = model(IDS).logits
+        with prepacked(model):
+            found = model(IDS).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert sorted(widths) == [16, 16, 32, 32, 32, 64, 64, 100]
