@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from domain_tokens import corpora, endpoints, evaluation, run_card
+from domain_tokens import corpora, run_card
 from domain_tokens.answers import gold_text
 from domain_tokens.command_line import Parser, run
 
@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-samples", type=int, default=200, metavar="N")
     parser.add_argument("--output-path", metavar="FILE", help="write the figures here as JSON")
     args = parser.parse_args(argv)
+    from domain_tokens import endpoints, evaluation
+
     subject = evaluation.load_subject(Path(args.model_path), condition="baseline", precision="fp32")
     problems = corpora.load_problems(
         args.data, split="test", limit=args.max_samples, subset_seed=42, key="--data"

@@ -3,15 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-
-from domain_tokens import answers, checkpoints, corpora, evaluation, run_card
+from domain_tokens import answers, checkpoints, corpora, run_card
 from domain_tokens.command_line import Parser, run
-from domain_tokens.generation import generate
-from domain_tokens.vocabulary import layout_of
+
+if TYPE_CHECKING:
+    from domain_tokens.evaluation import Subject
 
 EXAMPLE = (
     "uv run --group bench python benchmarks/lm_eval_agreement.py --model-path outputs/hf_smollm2 "
@@ -21,8 +19,9 @@ TASK = Path("eval/lm_eval/gsm8k_user_assistant.yaml")
 FILTERS = {"strict-match": "strict", "flexible-extract": "flexible"}
 
 
-def theirs(subject: evaluation.Subject, data: Path, *, batch_size: int) -> list[dict[str, Any]]:
+def theirs(subject: "Subject", data: Path, *, batch_size: int) -> list[dict[str, Any]]:
     """Return response and verdicts per row of a JSONL file, by lm-evaluation-harness."""
+    import yaml
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -47,9 +46,12 @@ def theirs(subject: evaluation.Subject, data: Path, *, batch_size: int) -> list[
 
 
 def ours(
-    subject: evaluation.Subject, problems: list[corpora.Problem], *, batch_size: int
+    subject: "Subject", problems: list[corpora.Problem], *, batch_size: int
 ) -> list[dict[str, Any]]:
     """Return response and verdicts per problem, as eval/run_gsm8k.py gives them."""
+    from domain_tokens import evaluation
+    from domain_tokens.generation import generate
+
     questions = evaluation.gsm8k_questions(subject, problems)
     responses = generate(
         subject.model,
@@ -102,6 +104,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N")
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     args = parser.parse_args(argv)
+    import torch
+
+    from domain_tokens import evaluation
+    from domain_tokens.vocabulary import layout_of
+
     folder = Path(args.model_path)
     checkpoints.verify_folder(folder)
     tokenizer = checkpoints.load_tokenizer(folder)

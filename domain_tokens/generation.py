@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 StopReason = Literal["eos", "length", "context"]
 
 PROMPT_TOKENS = 512  # read together at most; products of 1,024 take a tenth longer
+ROUND = 8  # tokens of a pass are a multiple where guesses allow: oneDNN compiles for each number
 FEW = 40  # rows that leave a CPU idle: up to here, as on a GPU, guessed tokens pay
 
 
@@ -186,7 +187,17 @@ class _Decoder:
                 worth = self._reader is not None and cheap
                 for row in self._rows:
                     row.guess(worth=worth)
+                self._round_off()
                 yield from self._advance(self._step(), range(len(self._rows)))
+
+    def _round_off(self) -> None:
+        """Drop the farthest guesses of a long pass, so that its tokens are a multiple of ROUND."""
+        guessed = sum(len(row.guessed) for row in self._rows)
+        total = len(self._rows) + guessed
+        over = total % ROUND
+        if total > 2 * ROUND and over <= guessed:
+            for _ in range(over):
+                max(self._rows, key=lambda row: len(row.guessed)).guessed.pop()
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:
         """Read the next prompts into free slots; equal ones are read once and copied."""

@@ -108,12 +108,21 @@ def _gate(x, slope, cubic, shares, exponents, powers):
 
 
 @numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
-def gate(x, slope, cubic):
-    """Multiply x [N, W] in place with the logistic function of slope * (x + cubic * x^3)."""
+def gate(x, slope, cubic, out):
+    """Write x [N, W], times the logistic function of slope * (x + cubic * x^3), to out [N, W].
+
+    Where x is twice as wide its second half is multiplied in.
+    """
+    width = out.shape[1]
     for n in numba.prange(len(x)):
-        shares = np.empty(x.shape[1], np.float32)
-        exponents = np.empty(x.shape[1], np.int32)
-        _gate(x[n], slope, cubic, shares, exponents, exponents.view(np.float32))
+        shares = np.empty(width, np.float32)
+        exponents = np.empty(width, np.int32)
+        _gate(x[n, :width], slope, cubic, shares, exponents, exponents.view(np.float32))
+        for i in range(width):
+            out[n, i] = x[n, i]
+        if x.shape[1] > width:
+            for i in range(width):
+                out[n, i] *= x[n, width + i]
 
 
 @numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)

@@ -5,19 +5,30 @@ dozen rows of a decoding step that takes as long as the product. oneDNN takes we
 rearranged once; torch's compiler calls the same two operations when it freezes a graph.
 """
 
+import ctypes
+import mmap
 import platform
+import re
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Layers of a module that read the same input; other classes' own code would call them one by one.
+BESIDE = {LlamaAttention: ("q_proj", "k_proj", "v_proj"), LlamaMLP: ("gate_proj", "up_proj")}
+# A mapping in /proc/self/smaps: its addresses, its file, and no page that was written to.
+UNTOUCHED = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\.safetensors\n(?:[A-Z][^\n]*\n)*?Anonymous: +0 kB$", re.M
+)
 
 
 @contextmanager
@@ -32,22 +43,22 @@ def prepacked(model: torch.nn.Module) -> Generator[None]:
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(layer.unpack)
-        _pack(model, layers)
+        _pack(layers)
         yield
 
 
 def for_good(model: "PreTrainedModel") -> "PreTrainedModel":
     """Return a model that from now on only reads, with its weights as `prepacked` leaves them."""
     model.eval()
-    _pack(model, _layers(model))
+    _pack(_layers(model))
     return model
 
 
-def _pack(model: torch.nn.Module, layers: "list[_Layer]") -> None:
+def _pack(layers: "list[_Layer]") -> None:
+    files = _mapped_files() if layers else []
     for layer in layers:
         layer.pack()
-    if layers:
-        _leave_files(model)
+        _let_go(files)  # or weights would be in memory twice
 
 
 def together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -58,24 +69,25 @@ def together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
     return torch.cat([layer(x) for layer in layers], -1)
 
 
-def plus(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return layer(x) + other, in one operation where the layer is packed."""
-    packed = vars(layer).get("forward")
-    return packed.joined(x, other, "add") if isinstance(packed, _Layer) else layer(x) + other
+def _mapped_files() -> list[tuple[int, int]]:
+    """Return address and size of the checkpoint files in memory that nothing was written to.
+
+    transformers leaves weights in the file that they came from, mapped; a page of it that was
+    trained is a copy ("Anonymous") and could not be read again. Empty where Linux does not say.
+    """
+    try:
+        text = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [(int(a, 16), int(b, 16) - int(a, 16)) for a, b in UNTOUCHED.findall(text)]
 
 
-def times(layer: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return layer(x) * other, in one operation where the layer is packed."""
-    packed = vars(layer).get("forward")
-    return packed.joined(x, other, "mul") if isinstance(packed, _Layer) else layer(x) * other
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _leave_files(model: torch.nn.Module) -> None:
-    """Copy what is left: tensors that were read from a file are windows of all of it."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+def _let_go(files: list[tuple[int, int]]) -> None:
+    """Take mapped files out of this process's memory; what is used again is read again."""
+    for address, size in files:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED
+        )
 
 
 class _Layer:
@@ -107,11 +119,6 @@ class _Layer:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the product."""
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-
-    def joined(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
-        """Return the product plus ("add") or times ("mul") another tensor."""
-        product = torch.ops.mkldnn._linear_pointwise.binary
-        return product(x, other, self._packed, self._bias, how)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -164,10 +171,8 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
     }
     layers = []
     for module in model.modules():
-        if type(module) is not LlamaAttention:  # others would call the three one by one
-            continue
-        beside = module.q_proj, module.k_proj, module.v_proj
-        if all(x in able and holders[id(x.weight)] == 1 for x in beside):
+        beside = [getattr(module, name) for name in BESIDE.get(type(module), ())]
+        if beside and all(x in able and holders[id(x.weight)] == 1 for x in beside):
             layers.append(_Layer(*beside))
             for x in beside:
                 del able[x]

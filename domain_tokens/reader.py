@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from domain_tokens import attention
 from domain_tokens.attention import Attend
-from domain_tokens.prepacked import plus, prepacked, times, together
+from domain_tokens.prepacked import prepacked, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,8 +29,9 @@ GATES = {"silu": (1.0, 0.0)} | dict.fromkeys(
     ("gelu_new", "gelu_pytorch_tanh"), (2 * (2 / math.pi) ** 0.5, 0.044715)
 )
 
-# ids [N], their positions [N], what they attend to -> hidden states [N, W] before the output layer
-Body = Callable[[Any, torch.Tensor, torch.Tensor, Attend], torch.Tensor]
+# ids [N], their positions [N], what they attend to, which tokens to keep -> their hidden states
+# [N or fewer, W] before the output layer
+Body = Callable[[Any, torch.Tensor, torch.Tensor, Attend, torch.Tensor | None], torch.Tensor]
 
 
 class Reader:
@@ -53,8 +54,8 @@ class Reader:
     ) -> torch.Tensor:
         """Return logits [N or fewer, V] of ids [N] at positions [N]; keep: of which tokens."""
         if self._body is not None:
-            found = self._body(self._model, ids, places, attend)
-            return self._model.get_output_embeddings()(found if keep is None else found[keep])
+            found = self._body(self._model, ids, places, attend, keep)
+            return self._model.get_output_embeddings()(found)
         return self._model(
             input_ids=ids[None],
             position_ids=places[None],
@@ -85,7 +86,13 @@ def _own_body(model: Any) -> Body | None:
     return None
 
 
-def _gpt2(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -> torch.Tensor:
+def _gpt2(
+    model: Any,
+    ids: torch.Tensor,
+    places: torch.Tensor,
+    attend: Attend,
+    keep: torch.Tensor | None,
+) -> torch.Tensor:
     """Radford et al. 2019."""
     body = model.transformer
     activation = model.config.activation_function
@@ -94,12 +101,21 @@ def _gpt2(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -
         attn, mlp = block.attn, block.mlp
         heads = attn.c_attn(block.ln_1(x)).view(len(x), 3, attn.num_heads, attn.head_dim)
         seen = attend(number, *heads.unbind(1), attn.scaling)
-        x = plus(attn.c_proj, seen.reshape(x.shape), x)
-        x = plus(mlp.c_proj, _gated(mlp.c_fc(block.ln_2(x)), activation), x)
+        seen = seen.reshape(x.shape)
+        if block is body.h[-1] and keep is not None:
+            x, seen = x[keep], seen[keep]
+        x = attn.c_proj(seen).add_(x)
+        x = mlp.c_proj(_gated(mlp.c_fc(block.ln_2(x)), activation)).add_(x)
     return body.ln_f(x)
 
 
-def _llama(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -> torch.Tensor:
+def _llama(
+    model: Any,
+    ids: torch.Tensor,
+    places: torch.Tensor,
+    attend: Attend,
+    keep: torch.Tensor | None,
+) -> torch.Tensor:
     """Touvron et al. 2023, with grouped key and value heads."""
     body = model.model
     activation = model.config.hidden_act
@@ -114,20 +130,26 @@ def _llama(model: Any, ids: torch.Tensor, places: torch.Tensor, attend: Attend) 
         heads = together((attn.q_proj, attn.k_proj, attn.v_proj), normed)
         heads = _rotated(heads.unflatten(-1, (-1, attn.head_dim)), turn, count + shared)
         seen = attend(number, *heads.split([count, shared, shared], 1), attn.scaling)
-        x = plus(attn.o_proj, seen.flatten(1), x)
-        normed = _rms(layer.post_attention_layernorm, x)
-        inner = times(mlp.up_proj, normed, _gated(mlp.gate_proj(normed), activation))
-        x = plus(mlp.down_proj, inner, x)
+        seen = seen.flatten(1)
+        if layer is body.layers[-1] and keep is not None:
+            x, seen = x[keep], seen[keep]
+        x = attn.o_proj(seen).add_(x)
+        inner = together((mlp.gate_proj, mlp.up_proj), _rms(layer.post_attention_layernorm, x))
+        x = mlp.down_proj(_gated(inner, activation, times=True)).add_(x)
     return _rms(body.norm, x)
 
 
-def _gated(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """Return an activation of x [N, W], in its place where it can be."""
+def _gated(x: torch.Tensor, activation: str, *, times: bool = False) -> torch.Tensor:
+    """Return an activation of x [N, W]; times: of its first half, times the second [N, W / 2]."""
     slope, cubic = GATES[activation]
     if _compiled(x):
-        _kernels().gate(x.numpy(), np.float32(slope), np.float32(cubic))
-        return x
-    return functional.gelu(x, approximate="tanh") if cubic else functional.silu(x)
+        out = x.new_empty(len(x), x.shape[1] // (2 if times else 1))
+        _kernels().gate(x.numpy(), np.float32(slope), np.float32(cubic), out.numpy())
+        return out
+    first, second = x.chunk(2, -1) if times else (x, 1)
+    return (
+        functional.gelu(first, approximate="tanh") if cubic else functional.silu(first)
+    ) * second
 
 
 def _rms(norm: Any, x: torch.Tensor) -> torch.Tensor:

@@ -109,3 +109,5 @@ def test_activations_are_those_of_torch(name, wanted):
     exact = wanted(x.double())
     found = reader._gated(x.clone(), name).double()
     torch.testing.assert_close(found, exact, atol=2e-7, rtol=2e-6)
+    both = reader._gated(torch.cat([x, x.flip(1)], 1), name, times=True).double()
+    torch.testing.assert_close(both, exact * x.flip(1), atol=1e-4, rtol=2e-6)
