@@ -97,14 +97,14 @@ def _softmax(scores, exponents, powers):
 
 
 @_compiled
-def _gate(x, slope, cubic, shares, exponents, powers):
-    """Multiply x [L] with the logistic function of slope * (x + cubic * x^3)."""
+def _gate(x, slope, cubic, out, exponents, powers):
+    """Write x [L], times the logistic function of slope * (x + cubic * x^3), to out [L]."""
     slope = -slope * LOG2_E
     for j in range(len(x)):
-        shares[j] = min(slope * (x[j] + cubic * x[j] * x[j] * x[j]), -LEAST)
-    _exp2(shares, exponents, powers)
+        out[j] = min(slope * (x[j] + cubic * x[j] * x[j] * x[j]), -LEAST)
+    _exp2(out, exponents, powers)
     for j in range(len(x)):
-        x[j] /= ONE + shares[j]
+        out[j] = x[j] / (ONE + out[j])
 
 
 @numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
@@ -115,11 +115,8 @@ def gate(x, slope, cubic, out):
     """
     width = out.shape[1]
     for n in numba.prange(len(x)):
-        shares = np.empty(width, np.float32)
         exponents = np.empty(width, np.int32)
-        _gate(x[n, :width], slope, cubic, shares, exponents, exponents.view(np.float32))
-        for i in range(width):
-            out[n, i] = x[n, i]
+        _gate(x[n, :width], slope, cubic, out[n], exponents, exponents.view(np.float32))
         if x.shape[1] > width:
             for i in range(width):
                 out[n, i] *= x[n, width + i]
