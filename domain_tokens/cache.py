@@ -116,9 +116,9 @@ class PagedCache:
     """
 
     def __init__(self, slots: int, capacity: int, layers: int):
-        from domain_tokens import paged
+        from domain_tokens import kernels
 
-        self._attend, self._page = paged.attend, paged.PAGE
+        self._attend, self._page = kernels.attend, kernels.PAGE
         self._table = np.zeros((slots, -(-capacity // self._page)), np.int32)
         self._counts = [0] * slots  # pages of each slot
         self._free = list(range(self._table.size))[::-1]

@@ -162,6 +162,7 @@ class _Decoder:
     ):
         self._model, self._reader = model, reader
         self._prompts, self._sampling = prompts, sampling
+        self._greedy = sampling.temperature == 0
         # Longest first: slots that are active together are of like length, and little is padded.
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
         longest = max(map(len, prompts.ids))
@@ -223,7 +224,7 @@ class _Decoder:
     def _read(
         self, group: list[tuple[int, ...]], readers: dict[tuple[int, ...], int]
     ) -> torch.Tensor:
-        """Read prompts one behind the other, without padding; return their last logits [P, V]."""
+        """Read prompts one behind the other, without padding; return what follows, as `_step`."""
         device = self._model.device
         lengths = torch.tensor([len(prompt) for prompt in group])
         ends = lengths.cumsum(0)
@@ -234,13 +235,14 @@ class _Decoder:
         ids = torch.tensor([i for prompt in group for i in prompt], device=device)
         keep = (ends - 1).to(device)
         if self._reader is None:
-            return self._model(
+            logits = self._model(
                 input_ids=ids[None],
                 position_ids=place[None],
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits[0]
+            return logits.max(-1).indices if self._greedy else logits
         starts = torch.cat([ends.new_zeros(1), ends]).int().to(device)
         longest = int(lengths.max())
 
@@ -248,10 +250,13 @@ class _Decoder:
             self._cache.put(layer, k, v)
             return attention.by_document(q, k, v, starts, longest, scaling)
 
-        return self._reader(ids, place, attend, keep=keep)
+        return self._reader(ids, place, attend, keep=keep, greedy=self._greedy)
 
     def _step(self) -> torch.Tensor:
-        """Read newest tokens and guesses; return the logits [N, V] of what follows each."""
+        """Read newest tokens and guesses; return what follows each.
+
+        Logits [N, V], or the most likely tokens [N] where nothing is sampled.
+        """
         device = self._model.device
         lengths = torch.tensor([row.cached for row in self._rows])
         counts = torch.tensor([1 + len(row.guessed) for row in self._rows])
@@ -262,29 +267,33 @@ class _Decoder:
         on_device = torch.tensor(ids, device=device), place.to(device)
         if self._reader:
             self._cache.look_back(slot, place)
-            return self._reader(*on_device, self._cache.attend)
+            return self._reader(*on_device, self._cache.attend, greedy=self._greedy)
         assert isinstance(self._cache, SlotCache)
         width = int(lengths.max()) + 1
         self._cache.begin(slot, place)
         self._cache.show(len(lengths), width)
         ids, place = on_device
         mask = torch.arange(width, device=device) <= place[:, None]  # [A, W]
-        return self._model(
+        logits = self._model(
             input_ids=ids[:, None],
             attention_mask=mask[:, None, None],
             position_ids=place[:, None],
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
+        return logits.max(-1).indices if self._greedy else logits
 
-    def _advance(self, logits: torch.Tensor, slots: range) -> Iterator[tuple[int, Response]]:
-        """Give each slot what it wrote; yield the rows that end and close the holes they leave."""
-        chosen = iter(self._choose(logits, slots))
+    def _advance(self, found: torch.Tensor, slots: range) -> Iterator[tuple[int, Response]]:
+        """Give each slot what it wrote; yield the rows that end and close the holes they leave.
+
+        found: as `_step` returns it.
+        """
+        chosen = iter((found if self._greedy else self._draw(found, slots)).tolist())
         ended = []
         for slot in slots:
             row = self._rows[slot]
-            found = [next(chosen) for _ in range(1 + len(row.guessed))]
-            if row.accept(found, self._prompts.eos_id):
+            written = [next(chosen) for _ in range(1 + len(row.guessed))]
+            if row.accept(written, self._prompts.eos_id):
                 ended.append(slot)
                 yield row.index, Response(row.written, self._reason(row))
         for slot in reversed(ended):
@@ -300,16 +309,14 @@ class _Decoder:
         full = len(self._prompts.ids[row.index]) + len(row.written) == self._prompts.context
         return "context" if full else "eos"
 
-    def _choose(self, logits: torch.Tensor, slots: range) -> list[int]:
-        """Return the next token behind each token that was read: logits [N, V] -> N ids."""
-        if self._sampling.temperature == 0:
-            return logits.max(-1).indices.tolist()  # three times as fast as argmax on a CPU
+    def _draw(self, logits: torch.Tensor, slots: range) -> torch.Tensor:
+        """Sample the next token behind each token that was read: logits [N, V] -> ids [N]."""
         keys = [
             (*self._sampling.stream(row.index), len(row.written) + i)
             for row in (self._rows[slot] for slot in slots)
             for i in range(1 + len(row.guessed))
         ]
-        return _sample(logits.float(), keys, self._sampling).tolist()
+        return _sample(logits.float(), keys, self._sampling)
 
 
 def _groups(prompts: Iterable[tuple[int, ...]], *, most: int) -> Iterator[list[tuple[int, ...]]]:

@@ -14,14 +14,14 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.pytorch_utils import Conv1D
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from domain_tokens import screening
 
 # Layers of a module that read the same input; other classes' own code would call them one by one.
 BESIDE = {LlamaAttention: ("q_proj", "k_proj", "v_proj"), LlamaMLP: ("gate_proj", "up_proj")}
@@ -47,7 +47,7 @@ def prepacked(model: torch.nn.Module) -> Generator[None]:
         yield
 
 
-def for_good(model: "PreTrainedModel") -> "PreTrainedModel":
+def for_good(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model that from now on only reads, with its weights as `prepacked` leaves them."""
     model.eval()
     _pack(_layers(model))
@@ -67,6 +67,14 @@ def together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
     if isinstance(part, _Part):
         return part.whole(x)
     return torch.cat([layer(x) for layer in layers], -1)
+
+
+def most_likely(output: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return the token of the largest logit, int64 [N], of an output layer's x [N, W]."""
+    own = vars(output).get("forward")
+    if isinstance(own, _Output) and own.screens:
+        return own.most_likely(x)
+    return output(x).max(-1).indices  # three times as fast as argmax on a CPU
 
 
 def _mapped_files() -> list[tuple[int, int]]:
@@ -124,16 +132,46 @@ class _Layer:
     @torch.no_grad()
     def unpack(self) -> None:
         """Give the layers back what they had, to the bit."""
-        if self._packed is None:
-            return
-        if not self._shared:
+        if self._packed is not None and not self._shared:
             plain = self._packed.to_dense().split(self._sizes)
             for module, weight in zip(self._modules, plain, strict=True):
                 transposed = isinstance(module, Conv1D)
                 module.weight.data = weight.t().contiguous() if transposed else weight.clone()
         for module in self._modules:
-            del module.forward
+            vars(module).pop("forward", None)
         self._packed = None
+
+
+class _Output(_Layer):
+    """An output layer, which keeps its weight; packed or screened when first asked for either."""
+
+    def __init__(self, module: Any):
+        super().__init__(module, shared=True)
+        self._module, self._screen = module, None
+        self.screens = screening.able() and module.bias is None
+
+    def pack(self) -> None:
+        """Stand in for the layer."""
+        self._module.forward = self
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return all logits."""
+        if self._packed is None:
+            super().pack()
+            _let_go(_mapped_files())
+        return super().__call__(x)
+
+    def most_likely(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the token of the largest logit of each row."""
+        if self._screen is None:
+            self._screen = screening.Screen(self._module.weight)
+            _let_go(_mapped_files())
+        return self._screen(x)
+
+    def unpack(self) -> None:
+        """Leave the layer as it was."""
+        super().unpack()
+        self._screen = None
 
 
 class _Part:
@@ -169,7 +207,11 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
         and "forward" not in vars(module)
         and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32)
     }
-    layers = []
+    layers: list[_Layer] = []
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if output in able:
+        layers.append(_Output(output))
+        del able[output]
     for module in model.modules():
         beside = [getattr(module, name) for name in BESIDE.get(type(module), ())]
         if beside and all(x in able and holders[id(x.weight)] == 1 for x in beside):

@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from domain_tokens import attention
 from domain_tokens.attention import Attend
-from domain_tokens.prepacked import prepacked, together
+from domain_tokens.prepacked import most_likely, prepacked, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,18 +51,24 @@ class Reader:
         attend: Attend,
         *,
         keep: torch.Tensor | None = None,
+        greedy: bool = False,
     ) -> torch.Tensor:
-        """Return logits [N or fewer, V] of ids [N] at positions [N]; keep: of which tokens."""
+        """Return logits [N or fewer, V] of ids [N] at positions [N]; keep: of which tokens.
+
+        greedy: return the most likely tokens instead, int64 [N or fewer].
+        """
         if self._body is not None:
             found = self._body(self._model, ids, places, attend, keep)
-            return self._model.get_output_embeddings()(found)
-        return self._model(
+            output = self._model.get_output_embeddings()
+            return most_likely(output, found) if greedy else output(found)
+        logits = self._model(
             input_ids=ids[None],
             position_ids=places[None],
             use_cache=False,
             logits_to_keep=0 if keep is None else keep,
             attend=attend,
         ).logits[0]
+        return logits.max(-1).indices if greedy else logits
 
 
 @contextmanager
@@ -184,6 +190,6 @@ def _compiled(x: torch.Tensor) -> bool:
 
 @cache
 def _kernels() -> Any:
-    from domain_tokens import paged
+    from domain_tokens import kernels
 
-    return paged
+    return kernels

@@ -3,7 +3,7 @@
 For attention torch makes a small matrix product for every slot and head, which takes several times
 as long as reading the cache; here a page is read once for all queries that share its head. Norms
 and rotations of a few dozen tokens are too small for torch's operations. G queries share a head of
-the cache, L places, D size of a head, N tokens, W width.
+the cache, L places, D size of a head, N tokens, W width, V tokens of the vocabulary.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ config: Any = numba.config
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 PAGE = 32  # places; of 16, reading them took a quarter longer
+STRETCH = 1024  # tokens of the vocabulary that are looked at together
 LOG2_E = np.float32(1.4426950408889634)
 # 2^f for f in [-1/2, 1/2], by Taylor: an error of 2e-8, less than a rounding in fp32.
 C1, C2, C3 = (
@@ -184,3 +185,70 @@ def rotate(x, cos, sin, heads):
                 one, two = x[n, h, i], x[n, h, i + half]
                 x[n, h, i] = one * cos[n, i] - two * sin[n, i]
                 x[n, h, i + half] = two * cos[n, i] + one * sin[n, i]
+
+
+@_compiled
+def _most(x):
+    """Return the largest of x [L]."""
+    most = x[0]
+    for j in range(len(x)):
+        most = max(most, x[j])
+    return most
+
+
+@_compiled
+def _most_above(x, first, one, second, two):
+    """Return the largest of x + first * one + second * two, with x, one and two [L]."""
+    most = x[0] + first * one[0] + second * two[0]
+    for j in range(len(x)):
+        most = max(most, x[j] + first * one[j] + second * two[j])
+    return most
+
+
+@_compiled
+def _product(one, two):
+    """Return the inner product of one and two [L]."""
+    total = ZERO
+    for j in range(len(one)):
+        total += one[j] * two[j]
+    return total
+
+
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+def largest(near, rows, tokens, factors, out):
+    """Write to out [N] the first of the largest logits' tokens, from logits that are nearly right.
+
+    near: [N, V], logits in units of each row's scale. A logit is at most its near one plus off *
+    length + size * error, with rows: off, size and scale, [N] each, the first two in units of the
+    third; tokens: length and error, [V] each. factors: hidden [N, W] and weight [V, W], whose
+    products are the logits. All fp32.
+    """
+    off, size, scale = rows
+    length, error = tokens
+    hidden, weight = factors
+    count = near.shape[1]
+    for n in numba.prange(len(near)):
+        best, most = 0, near[n, 0]
+        for start in range(0, count, STRETCH):
+            end = min(start + STRETCH, count)
+            here = _most(near[n, start:end])
+            if here > most:
+                most = here
+                for v in range(start, end):
+                    if near[n, v] == here:
+                        best = v
+                        break
+        most = _product(hidden[n], weight[best])
+        for start in range(0, count, STRETCH):
+            end = min(start + STRETCH, count)
+            enough = most / scale[n]
+            parts = length[start:end], error[start:end]
+            above = _most_above(near[n, start:end], off[n], parts[0], size[n], parts[1])
+            if above < enough:
+                continue
+            for v in range(start, end):
+                if near[n, v] + off[n] * length[v] + size[n] * error[v] >= enough:
+                    logit = _product(hidden[n], weight[v])
+                    if logit > most or (logit == most and v < best):
+                        best, most = v, logit
+        out[n] = best
