@@ -62,9 +62,7 @@ def slot_groups(
     slot, offset: [N], each new token's slot and its place among that slot's new tokens (≥ 1 of
     them), in the order of the slots. capacity: places of a slot.
     """
-    config, device = model.config, model.device
-    heads = config.num_attention_heads
-    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    device = model.device
     counts = slot.bincount()
     size = CPU_GROUP if device.type == "cpu" else len(lengths)
     groups, token = [], 0
@@ -74,14 +72,24 @@ def slot_groups(
         width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
         last = known[:, None] + torch.arange(int(new.max()))  # [R, Q]
         hidden = torch.arange(width) > last[:, None, :, None]
-        # Made here once: a mask of truths is made into this again in each layer.
-        bias = torch.zeros(hidden.shape, dtype=model.dtype).masked_fill_(hidden, -torch.inf)
+        bias = slot_bias(hidden, model)
         slots, tokens = slice(first, first + len(new)), slice(token, token + int(new.sum()))
-        places = (slot[tokens] - first, offset[tokens], bias.repeat(1, 1, shared, 1))
+        places = (slot[tokens] - first, offset[tokens], bias)
         on_device = (x.to(device, non_blocking=True) for x in places)
         groups.append(SlotGroup(slots, tokens, *on_device))
         token = tokens.stop
     return groups
+
+
+def slot_bias(hidden: torch.Tensor, model: "PreTrainedModel") -> torch.Tensor:
+    """Return a group's bias from which places [R, 1, Q, W] each of its tokens may not see.
+
+    Made once a pass: a mask of truths is made into this again in each layer.
+    """
+    heads = model.config.num_attention_heads
+    shared = heads // (getattr(model.config, "num_key_value_heads", None) or heads)
+    bias = torch.zeros(hidden.shape, dtype=model.dtype, device=hidden.device)
+    return bias.masked_fill_(hidden, -torch.inf).repeat(1, 1, shared, 1)
 
 
 def packed_attention(

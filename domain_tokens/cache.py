@@ -47,6 +47,12 @@ class SlotCache:
             model=self._model,
         )
 
+    def lay_out(
+        self, slot: torch.Tensor, place: torch.Tensor, groups: list[attention.SlotGroup]
+    ) -> None:
+        """Begin a pass as `look_back` does, of tokens that were grouped already, on the device."""
+        self._slot, self._place, self._groups = slot, place, groups
+
     def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store a pass's keys and values, [N, K, D]."""
         if layer == len(self._layers):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from domain_tokens import attention
+from domain_tokens import attention, captured
 from domain_tokens.cache import PagedCache, SlotCache
 from domain_tokens.errors import UserError
 from domain_tokens.guesses import Lookup
@@ -168,12 +168,17 @@ class _Decoder:
         longest = max(map(len, prompts.ids))
         self._slots = min(prompts.slots, len(prompts.ids))
         capacity = min(prompts.context, longest + prompts.max_new_tokens)
-        paged = reader and (model.device.type, model.dtype) == ("cpu", torch.float32)
-        self._cache = (
-            PagedCache(self._slots, capacity, model.config.num_hidden_layers)
-            if paged
-            else SlotCache(model, self._slots, capacity)
-        )
+        self._passes = None
+        if reader and reader.capturable:
+            slots, positions = self._slots, prompts.context
+            self._cache = SlotCache(model, slots, captured.places(capacity))
+            self._passes = captured.CapturedPasses(
+                model, reader.hidden, self._cache, slots=slots, positions=positions
+            )
+        elif reader and (model.device.type, model.dtype) == ("cpu", torch.float32):
+            self._cache = PagedCache(self._slots, capacity, model.config.num_hidden_layers)
+        else:
+            self._cache = SlotCache(model, self._slots, capacity)
         self._rows: list[_Row] = []
 
     def run(self) -> Iterator[tuple[int, Response]]:
@@ -257,6 +262,10 @@ class _Decoder:
 
         Logits [N, V], or the most likely tokens [N] where nothing is sampled.
         """
+        if self._passes and self._reader:
+            tokens = [(row.written[-1], *row.guessed) for row in self._rows]
+            hidden = self._passes(tokens, [row.cached for row in self._rows])
+            return self._reader.outputs(hidden, greedy=self._greedy)
         device = self._model.device
         lengths = torch.tensor([row.cached for row in self._rows])
         counts = torch.tensor([1 + len(row.guessed) for row in self._rows])

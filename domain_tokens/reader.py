@@ -58,9 +58,7 @@ class Reader:
         greedy: return the most likely tokens instead, int64 [N or fewer].
         """
         if self._body is not None:
-            found = self._body(self._model, ids, places, attend, keep)
-            output = self._model.get_output_embeddings()
-            return most_likely(output, found) if greedy else output(found)
+            return self.outputs(self._body(self._model, ids, places, attend, keep), greedy=greedy)
         logits = self._model(
             input_ids=ids[None],
             position_ids=places[None],
@@ -69,6 +67,23 @@ class Reader:
             attend=attend,
         ).logits[0]
         return logits.max(-1).indices if greedy else logits
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `hidden` may be recorded as a CUDA graph: nothing in it waits for the GPU."""
+        rotary = getattr(getattr(self._model, "model", None), "rotary_emb", None)
+        looks = getattr(rotary, "rope_type", "default") in {"dynamic", "longrope"}  # at lengths
+        return self.device.type == "cuda" and self._body is not None and not looks
+
+    def hidden(self, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Return the hidden states [N, W] before the output layer, of a capturable model."""
+        assert self._body is not None
+        return self._body(self._model, ids, places, attend, None)
+
+    def outputs(self, hidden: torch.Tensor, *, greedy: bool) -> torch.Tensor:
+        """Return logits [N, V] or the most likely tokens [N] of hidden states [N, W]."""
+        output = self._model.get_output_embeddings()
+        return most_likely(output, hidden) if greedy else output(hidden)
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""Passes of fixed shapes, replayed: they write what passes of any shape write."""
+
+import pytest
+import torch
+
+from domain_tokens import captured
+from domain_tokens.captured import CapturedPasses
+from domain_tokens.generation import Sampling, generate
+from domain_tokens.reader import Reader
+from tests.conftest import tiny_llama
+from tests.test_packing import random_examples
+
+PROMPTS = [e.input_ids.tolist() for e in random_examples(9, seed=3, low=3, high=20)]
+
+
+class Again:
+    """Stands in for CUDA graphs: the body runs again on the tensors that it was recorded with."""
+
+    recorded = 0
+
+    def __call__(self, body):
+        Again.recorded += 1
+        hidden = body().clone()
+        return lambda: hidden.copy_(body()), hidden
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request, tiny_model):
+    if request.param == "llama":
+        return tiny_llama().eval()
+    with torch.no_grad():  # EOS likely enough that rows end at different times
+        tiny_model.transformer.wte.weight[50256] *= 2.5
+    return tiny_model.eval()
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    def start():
+        monkeypatch.setattr(captured, "_Graphs", Again)
+        monkeypatch.setattr(Reader, "capturable", property(lambda self: True))
+        Again.recorded = 0
+
+    return start
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "drawn"])
+def test_captured_passes_write_the_same(model, capture, size, sampling):
+    def run():
+        return generate(
+            model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=size, sampling=sampling
+        )
+
+    wanted = run()
+    capture()
+    assert run() == wanted
+    assert 1 <= Again.recorded <= 10  # slots 9, 8, 4, 2 and 1, with and without guesses
+
+
+def test_filling_behind_the_last_position_is_harmless(model, capture):
+    """A row in its last place is filled with tokens that GPT-2 has no position for."""
+    context = model.config.max_position_embeddings
+    prompts = [[(7 * i) % 11 + 100 for i in range(context - 6)], [5, 6, 7]]
+
+    def run():
+        return generate(model, prompts, eos_id=-1, max_new_tokens=30, batch_size=2)
+
+    wanted = run()
+    capture()
+    assert run() == wanted
+    assert [r.stop for r in wanted] == ["context", "length"]
+
+
+def test_a_slot_has_room_for_filling():
+    assert [captured.places(n) for n in (1, 124, 125, 1024)] == [128, 128, 256, 1152]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graphs_write_the_same(model, monkeypatch):
+    model = model.cuda()
+    passes = []
+    call = CapturedPasses.__call__
+    monkeypatch.setattr(
+        CapturedPasses, "__call__", lambda self, *args: passes.append(1) or call(self, *args)
+    )
+
+    def run():
+        return generate(model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=4)
+
+    found = run()
+    assert passes
+    monkeypatch.setattr(Reader, "capturable", property(lambda self: False))
+    assert run() == found
