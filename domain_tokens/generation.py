@@ -4,7 +4,7 @@ Each pass reads the newest token of every slot and the guesses of `guesses.Looku
 one packed row. A guess is kept where it is what the row would have written without it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from domain_tokens import attention, captured
 from domain_tokens.cache import PagedCache, SlotCache
 from domain_tokens.errors import UserError
-from domain_tokens.guesses import Lookup
+from domain_tokens.guesses import MOST, Lookup
 from domain_tokens.reader import Reader, reading
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "length", "context"]
 
-PROMPT_TOKENS = 512  # read together at most; products of 1,024 take a tenth longer
-ROUND = 8  # tokens of a pass are a multiple where guesses allow: oneDNN compiles for each number
+PROMPT_TOKENS = 512  # read together, or about so many; products of 1,024 take a tenth longer
+# Tokens of a prompts' and of another pass are multiples of these on a CPU, where there is something
+# to fill them with: for each number oneDNN compiles products of its own, and keeps them.
+PROMPT_ROUND, ROUND = 32, 8
 FEW = 40  # rows that leave a CPU idle: up to here, as on a GPU, guessed tokens pay
 
 
@@ -121,10 +123,9 @@ class _Row:
         """How many tokens it has in the cache: all but the newest."""
         return self._prompt_length + max(len(self.written) - 1, 0)
 
-    def guess(self, *, worth: bool) -> None:
-        """Guess what comes behind the newest token, not further than the row may go, or nothing."""
-        room = self._most - len(self.written) - 1
-        self.guessed = self._lookup.guess(room) if worth else []
+    def guess(self) -> None:
+        """Guess what comes behind the newest token, not further than the row may go."""
+        self.guessed = self._lookup.guess(self._most - len(self.written) - 1)
 
     def accept(self, chosen: Sequence[int], eos_id: int) -> bool:
         """Write what was chosen behind the newest token and right guesses; return whether to stop.
@@ -167,7 +168,7 @@ class _Decoder:
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
         longest = max(map(len, prompts.ids))
         self._slots = min(prompts.slots, len(prompts.ids))
-        capacity = min(prompts.context, longest + prompts.max_new_tokens)
+        self._capacity = capacity = min(prompts.context, longest + prompts.max_new_tokens)
         self._passes = None
         if reader and reader.capturable:
             slots, positions = self._slots, prompts.context
@@ -189,21 +190,35 @@ class _Decoder:
             if self._waiting and free >= max(1, self._slots // 8):
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
-                cheap = self._model.device.type != "cpu" or len(self._rows) <= FEW
-                worth = self._reader is not None and cheap
-                for row in self._rows:
-                    row.guess(worth=worth)
-                self._round_off()
+                if self._reader:
+                    for row in self._rows:
+                        row.guess()
+                    if self._model.device.type == "cpu":
+                        self._limit_guesses()
                 yield from self._advance(self._step(), range(len(self._rows)))
 
-    def _round_off(self) -> None:
-        """Drop the farthest guesses of a long pass, so that its tokens are a multiple of ROUND."""
-        guessed = sum(len(row.guessed) for row in self._rows)
-        total = len(self._rows) + guessed
-        over = total % ROUND
-        if total > 2 * ROUND and over <= guessed:
-            for _ in range(over):
-                max(self._rows, key=lambda row: len(row.guessed)).guessed.pop()
+    def _limit_guesses(self) -> None:
+        """Drop guesses so that the tokens of a pass are a multiple of ROUND.
+
+        While few rows decode most guesses stay; else the likeliest, of rows whose last were right,
+        fill up what is missing.
+        """
+        rows = len(self._rows)
+        total = rows + sum(len(row.guessed) for row in self._rows)
+        if rows > FEW:
+            most = rows + -rows % ROUND
+        elif total > 2 * ROUND:
+            most = max(total - total % ROUND, rows)
+        else:
+            return
+        left = most - rows
+        trusted = sorted(self._rows, key=lambda row: -len(row.guessed))
+        for place in range(MOST):  # what rows may write next before what they may write after it
+            for row in trusted:
+                if len(row.guessed) > place:
+                    left -= 1
+                    if left < 0:
+                        del row.guessed[place:]
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:
         """Read the next prompts into free slots; equal ones are read once and copied."""
@@ -231,10 +246,11 @@ class _Decoder:
     ) -> torch.Tensor:
         """Read prompts one behind the other, without padding; return what follows, as `_step`."""
         device = self._model.device
-        lengths = torch.tensor([len(prompt) for prompt in group])
-        ends = lengths.cumsum(0)
-        place = torch.cat([torch.arange(size) for size in lengths.tolist()])
+        ends = torch.tensor([len(prompt) for prompt in group]).cumsum(0)
         slots = torch.tensor([readers[prompt] for prompt in group])
+        group = [*group[:-1], self._filled(group[-1], int(ends[-1]))]
+        lengths = torch.tensor([len(prompt) for prompt in group])
+        place = torch.cat([torch.arange(size) for size in lengths.tolist()])
         self._cache.begin(slots.repeat_interleave(lengths), place)
         place = place.to(device)
         ids = torch.tensor([i for prompt in group for i in prompt], device=device)
@@ -248,7 +264,7 @@ class _Decoder:
                 logits_to_keep=keep,
             ).logits[0]
             return logits.max(-1).indices if self._greedy else logits
-        starts = torch.cat([ends.new_zeros(1), ends]).int().to(device)
+        starts = torch.cat([ends.new_zeros(1), lengths.cumsum(0)]).int().to(device)
         longest = int(lengths.max())
 
         def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
@@ -256,6 +272,15 @@ class _Decoder:
             return attention.by_document(q, k, v, starts, longest, scaling)
 
         return self._reader(ids, place, attend, keep=keep, greedy=self._greedy)
+
+    def _filled(self, prompt: tuple[int, ...], total: int) -> tuple[int, ...]:
+        """Lengthen the last of `total` tokens' prompts, if it may, so that they are rounded.
+
+        What is added is overwritten like wrong guesses.
+        """
+        if not isinstance(self._cache, PagedCache):
+            return prompt
+        return prompt + prompt[-1:] * min(-total % PROMPT_ROUND, self._capacity - len(prompt))
 
     def _step(self) -> torch.Tensor:
         """Read newest tokens and guesses; return what follows each.
@@ -328,16 +353,21 @@ class _Decoder:
         return _sample(logits.float(), keys, self._sampling)
 
 
-def _groups(prompts: Iterable[tuple[int, ...]], *, most: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield runs of prompts of at most `most` tokens together; a longer one is alone."""
+def _groups(prompts: Collection[tuple[int, ...]], *, most: int) -> Iterator[list[tuple[int, ...]]]:
+    """Yield runs of prompts of about equally many tokens, as few runs as `most` tokens allow.
+
+    A run ends with the prompt that brings it to its share. most: 0 for each prompt alone.
+    """
+    total = sum(map(len, prompts))
+    runs = -(-total // most) if most else len(prompts)
     group: list[tuple[int, ...]] = []
+    read = done = 0
     for prompt in prompts:
-        if group and sum(map(len, group)) + len(prompt) > most:
-            yield group
-            group = []
         group.append(prompt)
-    if group:
-        yield group
+        read += len(prompt)
+        if not most or read * runs >= total * (done + 1):
+            yield group
+            group, done = [], done + 1
 
 
 def _sample(

@@ -64,6 +64,33 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
     assert fewer < 55
 
 
+def test_passes_have_few_different_sizes(model, monkeypatch):
+    """oneDNN compiles its products anew for each number of tokens and keeps them, 0.6 MB a layer:
+    the memory of a decoder grew with the questions that it had answered."""
+    monkeypatch.setattr(generation, "FEW", 12)
+    prompted, many, few = [], [], []
+
+    def read(self, ids, *args, keep=None, call=generation.Reader.__call__, **words):
+        if keep is not None:
+            prompted.append(len(ids))
+        return call(self, ids, *args, keep=keep, **words)
+
+    def step(self, call=generation._Decoder._step):
+        rows = len(self._rows)
+        (many if rows > 12 else few).append((rows, rows + sum(len(r.guessed) for r in self._rows)))
+        return call(self)
+
+    monkeypatch.setattr(generation.Reader, "__call__", read)
+    monkeypatch.setattr(generation._Decoder, "_step", step)
+    for size in (20, 10):
+        generate(model, prompts(20), eos_id=-1, max_new_tokens=40, batch_size=size)
+    assert {size % generation.PROMPT_ROUND for size in prompted} == {0}
+    assert any(read > rows for rows, read in many)
+    assert all(read <= rows + -rows % generation.ROUND for rows, read in many)
+    long = [read for rows, read in few if read > 2 * generation.ROUND]
+    assert {read % generation.ROUND for read in long} == {0}
+
+
 def test_a_model_that_cannot_read_packed_tokens_writes_the_same(model, monkeypatch):
     found = generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4)
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
