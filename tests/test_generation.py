@@ -82,12 +82,12 @@ def test_passes_have_few_different_sizes(model, monkeypatch):
 
     monkeypatch.setattr(generation.Reader, "__call__", read)
     monkeypatch.setattr(generation._Decoder, "_step", step)
-    for size in (20, 10):
-        generate(model, prompts(20), eos_id=-1, max_new_tokens=40, batch_size=size)
+    for size in (20, 12):
+        generate(model, prompts(size), eos_id=-1, max_new_tokens=80, batch_size=size)
     assert {size % generation.PROMPT_ROUND for size in prompted} == {0}
     assert any(read > rows for rows, read in many)
     assert all(read <= rows + -rows % generation.ROUND for rows, read in many)
-    long = [read for rows, read in few if read > 2 * generation.ROUND]
+    long = [read for rows, read in few if read >= 2 * generation.ROUND]
     assert {read % generation.ROUND for read in long} == {0}
 
 
