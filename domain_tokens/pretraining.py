@@ -15,6 +15,11 @@ from domain_tokens.run_card import hash_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SHAPES = {  # of bases with random weights
+    "tiny": ModelSection(n_layer=2, n_embd=64, n_head=4, n_positions=1024),
+    "gpt2-random": ModelSection(n_layer=12, n_embd=768, n_head=12, n_positions=1024),
+}
+
 
 def load_examples(config: PretrainingConfig, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
     """Read and encode the documents, each ended by EOS; every token carries loss.

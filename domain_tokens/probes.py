@@ -2,8 +2,10 @@
 
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from domain_tokens.config import ProbeSection
+if TYPE_CHECKING:
+    from domain_tokens.config import ProbeSection
 
 TABLE = tuple((a, b) for a in range(1, 10) for b in range(1, 10))
 # The wordings in which a cell of the table is asked; the first is the lab note's.
@@ -16,7 +18,7 @@ TEMPLATES = (
 )
 
 
-def probes(settings: ProbeSection) -> Iterator[tuple[str, str, int]]:
+def probes(settings: "ProbeSection") -> Iterator[tuple[str, str, int]]:
     """Yield (category, question, answer): the table's cells, then the two other categories.
 
     Suite "seed": each cell once, the others sampled without replacement, two-digit × one-digit from

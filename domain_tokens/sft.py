@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from domain_tokens import checkpoints, corpora, hardware, run_card
 from domain_tokens.command_line import CONDITIONS, add_config_arguments, add_output_arguments
-from domain_tokens.config import DataSection, SFTConfig
 from domain_tokens.corpora import digest, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
 from domain_tokens.tracking import named, require
 
 if TYPE_CHECKING:
+    from domain_tokens.config import DataSection, SFTConfig
     from domain_tokens.preparation import Prepared, StageData
     from domain_tokens.prompts import Renderer
 
@@ -39,7 +39,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser, default_config: str) ->
 
 
 def open_stage(
-    args: argparse.Namespace, config: SFTConfig, results_name: str
+    args: argparse.Namespace, config: "SFTConfig", results_name: str
 ) -> tuple[Workspace, dict[str, Any]]:
     """Check the parent, open the output folder; return it and the parent's identity."""
     require(config.tracking)
@@ -60,7 +60,7 @@ def open_stage(
     return workspace, parent
 
 
-def sources(data: DataSection) -> list[tuple[str, str, str]]:
+def sources(data: "DataSection") -> list[tuple[str, str, str]]:
     """Return config key, source and split of everything that a stage reads."""
     found = [
         ("data.source", data.source, data.split),
@@ -70,7 +70,7 @@ def sources(data: DataSection) -> list[tuple[str, str, str]]:
     return [(key, source, split) for key, source, split in found if source is not None]
 
 
-def source_files(data: DataSection) -> dict[str, str]:
+def source_files(data: "DataSection") -> dict[str, str]:
     """Return path and SHA-256 of all local files that a stage reads."""
     files = {}
     for key, source, split in sources(data):
@@ -78,7 +78,7 @@ def source_files(data: DataSection) -> dict[str, str]:
     return files
 
 
-def test_questions(data: DataSection) -> list[str]:
+def test_questions(data: "DataSection") -> list[str]:
     """Return the questions that no training row may repeat; none where the config says null."""
     if data.decontaminate_against is None:
         return []
@@ -94,8 +94,8 @@ def test_questions(data: DataSection) -> list[str]:
 
 def prepare(
     args: argparse.Namespace,
-    config: SFTConfig,
-    load: Callable[[SFTConfig], "StageData"],
+    config: "SFTConfig",
+    load: Callable[["SFTConfig"], "StageData"],
     renderer: "Renderer",
     *,
     inject: bool,
@@ -124,8 +124,8 @@ def prepare(
 
 def run_stage(
     args: argparse.Namespace,
-    config: SFTConfig,
-    load: Callable[[SFTConfig], "StageData"],
+    config: "SFTConfig",
+    load: Callable[["SFTConfig"], "StageData"],
     workspace: Workspace,
     *,
     inject: bool,
@@ -227,7 +227,7 @@ def _announcement(data: "Prepared", plan: Any) -> str:
 
 
 def _results(
-    args: argparse.Namespace, config: SFTConfig, data: "Prepared", plan: Any
+    args: argparse.Namespace, config: "SFTConfig", data: "Prepared", plan: Any
 ) -> dict[str, Any]:
     examples, account = data.train, data.account
     touched = sum(e.facts > 0 for e in examples)
@@ -265,7 +265,7 @@ def _utilisation(
 
 def _finish(
     args: argparse.Namespace,
-    config: SFTConfig,
+    config: "SFTConfig",
     data: "Prepared",
     workspace: Workspace,
     results: dict[str, Any],

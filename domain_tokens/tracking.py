@@ -5,14 +5,17 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from domain_tokens.config import TrackingSection
 from domain_tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from domain_tokens.config import TrackingSection
 
 LOG_DIR = "TENSORBOARD_LOGGING_DIR"  # where Trainer's integration looks
 
 
-def require(settings: TrackingSection) -> None:
+def require(settings: "TrackingSection") -> None:
     """Raise UserError where tracking.report_to names a library that is not installed."""
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
@@ -24,13 +27,13 @@ def require(settings: TrackingSection) -> None:
             )
 
 
-def named(settings: TrackingSection, name: str) -> TrackingSection:
+def named(settings: "TrackingSection", name: str) -> "TrackingSection":
     """Return the settings with a name for the run, where they have none."""
     return settings.model_copy(update={"run_name": settings.run_name or name})
 
 
 @contextmanager
-def writing_to(folder: Path, settings: TrackingSection) -> Generator[None]:
+def writing_to(folder: Path, settings: "TrackingSection") -> Generator[None]:
     """Let TensorBoard write to folder/tensorboard, unless the environment says where."""
     ours = "tensorboard" in settings.report_to and LOG_DIR not in os.environ
     if ours:

@@ -8,7 +8,6 @@ from typing import Any
 
 from domain_tokens import answers
 from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
-from domain_tokens.config import ProbeEvalConfig, load_config
 from domain_tokens.probes import TABLE, probes
 
 EXAMPLE = (
@@ -81,9 +80,10 @@ def grid(cells: list[float]) -> list[list[float]]:
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
     from domain_tokens import endpoints, evaluation
+    from domain_tokens.config import ProbeEvalConfig, load_config
 
+    config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
     settings = config.evaluation
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from domain_tokens import answers, corpora
 from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
-from domain_tokens.config import GSM8KEvalConfig, load_config
 from domain_tokens.injection import find_facts
 from domain_tokens.vocabulary import FACTS, Layout
 
@@ -131,8 +130,10 @@ def report(
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
     from domain_tokens import evaluation
+    from domain_tokens.config import GSM8KEvalConfig, load_config
+
+    config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
 
     loaded = corpora.load_problems(
         config.data.source,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens.command_line import Parser, run
-from domain_tokens.config import AnalysisPlan, load_config
 
 EXAMPLE = (
     "uv run python scripts/compare_runs.py --baseline-dir outputs/eval_baseline "
@@ -139,6 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     """Load, pair, refuse what is not alike, compare, print and write."""
     args = parse(argv)
     from domain_tokens import comparison, run_card
+    from domain_tokens.config import AnalysisPlan, load_config
 
     baseline, mul_tokens = (
         [comparison.load_run(Path(folder), condition=arm) for folder in folders]

@@ -3,23 +3,21 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens import bases, checkpoints, vocabulary
 from domain_tokens.command_line import CONDITIONS, Parser, add_output_arguments, run
-from domain_tokens.config import ModelSection, PretrainingConfig, load_config
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from domain_tokens.config import PretrainingConfig
 
 EXAMPLE = (
     "uv run python scripts/make_base.py --from gpt2-random --condition baseline "
     "--output-dir outputs/hf_baseline_10b"
 )
 RESULTS = "make_base_results.json"
-SHAPES = {
-    "tiny": ModelSection(n_layer=2, n_embd=64, n_head=4, n_positions=1024),
-    "gpt2-random": ModelSection(n_layer=12, n_embd=768, n_head=12, n_positions=1024),
-}
 WANTED = "a Hugging Face folder, a GGUF file, a hub id, a pretraining YAML, tiny or gpt2-random"
 GGUF = ".gguf"
 
@@ -51,9 +49,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def pretraining_config(args: argparse.Namespace) -> PretrainingConfig | None:
+def pretraining_config(args: argparse.Namespace) -> "PretrainingConfig | None":
     """Return the config where the source is a YAML file, else None."""
     if args.source.endswith((".yaml", ".yml")):
+        from domain_tokens.config import PretrainingConfig, load_config
+
         return load_config(PretrainingConfig, args.source, args.overrides)
     if args.overrides:
         raise UserError(f"--set {args.overrides[0]}: only a YAML file given as --from has keys")
@@ -119,17 +119,17 @@ def _refuse_missing_path(source: str) -> None:
 
 
 def build(
-    args: argparse.Namespace, config: PretrainingConfig | None, workspace: Workspace
+    args: argparse.Namespace, config: "PretrainingConfig | None", workspace: Workspace
 ) -> dict[str, Any]:
     """Make, extend and save the model and its tokenizer; return what the run card says of them."""
     from domain_tokens import pretraining
 
     checkpoints.quiet()
-    made_here = config is not None or args.source in SHAPES
+    made_here = config is not None or args.source in pretraining.SHAPES
     tokenizer = source_tokenizer(args.tokenizer or (None if made_here else args.source))
     trained = None
     if made_here:
-        shape = SHAPES[args.source] if config is None else config.model
+        shape = pretraining.SHAPES[args.source] if config is None else config.model
         examples = [] if config is None else pretraining.load_examples(config, tokenizer)
         model = pretraining.new_model(shape, tokenizer, seed=args.seed)
         workspace.begin()

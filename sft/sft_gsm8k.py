@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from domain_tokens import corpora, sft
 from domain_tokens.command_line import Parser, overrides_of, run
-from domain_tokens.config import SFTConfig, load_config
 from domain_tokens.errors import UserError
 
 if TYPE_CHECKING:
+    from domain_tokens.config import SFTConfig
     from domain_tokens.preparation import StageData
 
 EXAMPLE = (
@@ -20,7 +20,7 @@ EXAMPLE = (
 RESULTS = "sft_results.json"
 
 
-def load_data(config: SFTConfig) -> "StageData":
+def load_data(config: "SFTConfig") -> "StageData":
     """Load training problems, and for the final loss either test rows or a holdout by hash."""
     from domain_tokens.preparation import StageData
 
@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             "--inject-mul-tokens with --condition baseline; the baseline has no fact tokens: "
             "leave the flag out, or give --condition mul_tokens"
         )
+    from domain_tokens.config import SFTConfig, load_config
+
     config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
     workspace, _ = sft.open_stage(args, config, RESULTS)
     if workspace.finished:

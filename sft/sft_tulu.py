@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from domain_tokens import corpora, sft
 from domain_tokens.command_line import Parser, overrides_of, run
-from domain_tokens.config import SFTConfig, load_config
 
 if TYPE_CHECKING:
+    from domain_tokens.config import SFTConfig
     from domain_tokens.preparation import StageData
 
 EXAMPLE = (
@@ -18,7 +18,7 @@ EXAMPLE = (
 RESULTS = "tulu_sft_results.json"
 
 
-def load_data(config: SFTConfig) -> "StageData":
+def load_data(config: "SFTConfig") -> "StageData":
     """Load the training subset and the validation rows."""
     from domain_tokens.preparation import StageData
 
@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__ or "", example=EXAMPLE)
     sft.add_stage_arguments(parser, "sft/configs/tulu.yaml")
     args = parser.parse_args(argv)
+    from domain_tokens.config import SFTConfig, load_config
+
     config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
     workspace, _ = sft.open_stage(args, config, RESULTS)
     if workspace.finished:
