@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -13,7 +13,9 @@ from domain_tokens.checkpoints import load_tokenizer
 from domain_tokens.command_line import Parser, run
 from domain_tokens.corpora import Conversation, problem_messages
 from domain_tokens.injection import find_facts, near_misses
-from domain_tokens.prompts import Renderer
+
+if TYPE_CHECKING:
+    from domain_tokens.prompts import Renderer
 
 EXAMPLE = (
     "uv run python scripts/audit_injection.py --source openai/gsm8k --kind problems "
@@ -45,7 +47,7 @@ def load(args: argparse.Namespace) -> list[Conversation]:
     return [Conversation(p.id, problem_messages(p), args.source) for p in problems]
 
 
-def audit(rows: list[Conversation], renderer: Renderer, mode: Any) -> dict[str, Any]:
+def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str, Any]:
     """Count rows, tokens and facts that injection touches in assistant turns; sample the places."""
     touched = tokens = injected = 0
     facts: Counter[str] = Counter()
@@ -89,6 +91,8 @@ def shown(text: str, start: int, end: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Audit one data set."""
     args = parse(argv)
+    from domain_tokens.prompts import Renderer
+
     rows = load(args)
     if args.tokenizer:
         tokenizer = load_tokenizer(Path(args.tokenizer))
