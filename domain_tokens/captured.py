@@ -1,6 +1,6 @@
 """Decoding passes as CUDA graphs: launching the kernels of a pass takes longer than running them.
 
-A graph has fixed shapes: a power of two of slots, each with one token or with as many as a row may
+A graph has fixed shapes: a power of four of slots, each with one token or with as many as a row may
 guess, and the cache up to a rounded width. What a row lacks is filled with tokens that nobody asks
 for; their keys and values lie where the row's next tokens will overwrite them, like those of wrong
 guesses. A slots of a pass, Q tokens of each, N tokens that were asked for, W width of the model.
@@ -18,7 +18,7 @@ from domain_tokens.guesses import MOST
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WIDTH = 128  # places; each multiple is a graph of its own
+WIDTH = 256  # places; each multiple is a graph of its own, and recording takes longer than reading
 
 # ids [A Q], their positions [A Q], what they attend to -> hidden states [A Q, W]
 Read = Callable[[torch.Tensor, torch.Tensor, Attend], torch.Tensor]
@@ -58,7 +58,8 @@ class CapturedPasses:
         lengths: how many tokens each of these slots has in the cache.
         """
         most = 1 if max(map(len, tokens)) == 1 else 1 + MOST
-        slots = min(self._slots, 1 << (len(tokens) - 1).bit_length())
+        bits = (len(tokens) - 1).bit_length()
+        slots = min(self._slots, 1 << bits + bits % 2)
         width = -(-(max(lengths) + most) // WIDTH) * WIDTH
         inputs = torch.zeros(2, slots, most, dtype=torch.long)
         inputs[1] = torch.arange(most)
