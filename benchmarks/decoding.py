@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         kept = {p: [{**r, "responses": None} for r in rows] for p, rows in found.items()}
         run_card.write_json(Path(args.output_path), {"found": kept, "peers": PEERS, **about})
-    return 0 if len(found) == len(args.peers) else 1
+    return 0 if set(args.peers) == set(found) else 1
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ class CapturedPasses:
         inputs = torch.zeros(2, slots, most, dtype=torch.long)
         inputs[1] = torch.arange(most)
         inputs[1, : len(lengths)] += torch.tensor(lengths)[:, None]
-        for row, read in zip(inputs[0], tokens, strict=False):
-            row[: len(read)] = torch.tensor(read)
+        filled = [[*read, *[0] * (most - len(read))] for read in tokens]
+        inputs[0, : len(tokens)] = torch.tensor(filled)
         key = slots, most, width
         if key not in self._passes:
             self._passes[key] = self._recorded(inputs, width)

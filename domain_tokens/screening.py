@@ -66,18 +66,21 @@ class Screen:
         found = np.empty(len(hidden), np.int64)
         for start in range(0, len(hidden), ROWS):
             part = slice(start, start + ROWS)
-            # The other factor is quint8, with HIDDEN_MOST + 1 for zero.
-            near = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                rounded[part], 1.0, HIDDEN_MOST + 1, self._packed
-            )
             kernels.largest(
-                near.numpy(),
+                self._near(rounded[part]).numpy(),
                 (off[part].numpy(), length[part].numpy(), scale[part].numpy()),
                 (self._length, self._error),
                 (hidden[part].numpy(), self._weight),
                 found[part],
             )
         return torch.from_numpy(found)
+
+    def _near(self, rounded: torch.Tensor) -> torch.Tensor:
+        """Return nearly the logits [N, V], in units of the scale of each row of `_rounded`."""
+        # This factor becomes quint8, with HIDDEN_MOST + 1 for zero.
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rounded, 1.0, HIDDEN_MOST + 1, self._packed
+        )
 
 
 def _rounded(x: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -50,9 +50,7 @@ def test_whole_numbers_alone_would_name_other_tokens():
     hidden = torch.randn(40, 64, generator=noise)
     screen = Screen(weight)
     rounded, _ = screening._rounded(hidden @ screen._rotation, screening.HIDDEN_MOST)
-    near = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        rounded, 1.0, screening.HIDDEN_MOST + 1, screen._packed
-    )
+    near = screen._near(rounded)
     found = assert_largest(hidden, weight)
     assert (near.argmax(1) != found).float().mean() > 0.5
 
@@ -77,9 +75,7 @@ def test_extreme_integers_do_not_overflow():
     screen._rotation = torch.eye(512)
     whole = weight.sign().mul(screening.WEIGHT_MOST).to(torch.int8)
     screen._packed = screening._packed(whole, torch.ones(3))
-    near = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        hidden * screening.HIDDEN_MOST, 1.0, screening.HIDDEN_MOST + 1, screen._packed
-    )
+    near = screen._near(hidden * screening.HIDDEN_MOST)
     most = 512 * screening.HIDDEN_MOST * screening.WEIGHT_MOST
     assert near.tolist() == [[most, -most, most], [-most, most, -most]]
 
