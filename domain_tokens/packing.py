@@ -1,5 +1,6 @@
 """How the examples of one optimizer step share rows; this changes no result, only speed."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,6 @@ import numpy as np
 from domain_tokens.prompts import Example
 
 IGNORED = -100  # PyTorch's cross_entropy ignore_index
-ROW_MULTIPLE = 64  # tokens; row lengths are rounded up to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,54 +30,48 @@ class MicroBatch:
         return int((self.targets != IGNORED).sum())
 
 
-def assign_rows(lengths: Sequence[int], *, max_length: int) -> list[list[int]]:
-    """Assign examples to rows of one length, at most max_length, by first-fit decreasing.
+def split_step(
+    lengths: Sequence[int],
+    *,
+    max_length: int,
+    rows_at_once: int,
+    processes: int = 1,
+    packing: bool = True,
+) -> list[list[list[int]]]:
+    """Split a step's examples into micro-batches of at most rows_at_once × max_length tokens.
 
-    Returns the example indices of each row. Of the row lengths, multiples of ROW_MULTIPLE, the one
-    is taken that leaves the least padding; of equals the longest, which makes the fewest rows.
-    Follows Johnson 1973 (first-fit decreasing).
+    Returns micro-batches of rows of example indices. Packed, a micro-batch is one row without any
+    padding, and there are as many for each process where there are examples enough; without
+    packing every example has a row.
     """
     longest = max(lengths)
     if longest > max_length:
         raise ValueError(f"an example of {longest} tokens does not fit in {max_length}")
-    sizes = range(-(-longest // ROW_MULTIPLE) * ROW_MULTIPLE, max_length, ROW_MULTIPLE)
-    found = [_first_fit(lengths, size) for size in (*sizes, max_length)]
-    return min(reversed(found), key=lambda rows: len(rows) * _width(lengths, rows))
+    most = rows_at_once * max_length
+    if packing:
+        return [[part] for part in _balanced(lengths, most=most, multiple=processes)]
+    count = -(-len(lengths) // (most // longest))
+    return [[[index] for index in range(part, len(lengths), count)] for part in range(count)]
 
 
-def _width(lengths: Sequence[int], rows: list[list[int]]) -> int:
-    return max(sum(lengths[i] for i in row) for row in rows)
+def _balanced(lengths: Sequence[int], *, most: int, multiple: int) -> list[list[int]]:
+    """Divide examples into few parts of nearly equal length, none above `most` (each alone fits).
 
-
-def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for row, free in enumerate(room):
-            if lengths[index] <= free:
-                rows[row].append(index)
-                room[row] -= lengths[index]
-                break
-        else:
-            rows.append([index])
-            room.append(capacity - lengths[index])
-    return rows
-
-
-def split_step(
-    lengths: Sequence[int], *, max_length: int, rows_at_once: int, packing: bool = True
-) -> list[list[list[int]]]:
-    """Split a step's examples into micro-batches of at most rows_at_once × max_length tokens.
-
-    Returns micro-batches of rows of example indices; without packing every example has a row.
+    Follows Graham 1969 (longest first, to whichever part is shortest).
     """
-    rows = (
-        assign_rows(lengths, max_length=max_length)
-        if packing
-        else [[index] for index in range(len(lengths))]
-    )
-    count = -(-len(rows) // (rows_at_once * max_length // _width(lengths, rows)))
-    return [rows[part::count] for part in range(count)]
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    count = -(-sum(lengths) // most)
+    while True:
+        count = min(-(-count // multiple) * multiple, len(lengths))
+        parts: list[list[int]] = [[] for _ in range(count)]
+        sizes = [(0, part) for part in range(count)]  # a heap
+        for index in longest_first:
+            size, part = sizes[0]
+            parts[part].append(index)
+            heapq.heapreplace(sizes, (size + lengths[index], part))
+        if max(sizes)[0] <= most:
+            return parts
+        count += 1
 
 
 def build(rows: Sequence[Sequence[Example]], *, pad_id: int) -> MicroBatch:

@@ -65,6 +65,7 @@ def make_plan(
             [len(examples[i].input_ids) for i in chunk],
             max_length=settings.max_length,
             rows_at_once=settings.batch_size,
+            processes=processes,
             packing=settings.packing,
         )
         steps.append([[[chunk[i] for i in row] for row in rows] for rows in parts])
