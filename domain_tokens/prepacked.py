@@ -5,15 +5,11 @@ dozen rows of a decoding step that takes as long as the product. oneDNN takes we
 rearranged once; torch's compiler calls the same two operations when it freezes a graph.
 """
 
-import ctypes
-import mmap
 import platform
-import re
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +17,10 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.pytorch_utils import Conv1D
 
-from domain_tokens import screening
+from domain_tokens import memory, screening
 
 # Layers of a module that read the same input; other classes' own code would call them one by one.
 BESIDE = {LlamaAttention: ("q_proj", "k_proj", "v_proj"), LlamaMLP: ("gate_proj", "up_proj")}
-# A mapping in /proc/self/smaps: its addresses, its file, and no page that was written to.
-UNTOUCHED = re.compile(
-    r"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\.safetensors\n(?:[A-Z][^\n]*\n)*?Anonymous: +0 kB$", re.M
-)
 
 
 @contextmanager
@@ -55,10 +47,13 @@ def for_good(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _pack(layers: "list[_Layer]") -> None:
-    files = _mapped_files() if layers else []
+    if not layers:
+        return
+    files = memory.untouched(memory.WEIGHTS)
     for layer in layers:
         layer.pack()
-        _let_go(files)  # or weights would be in memory twice
+        memory.let_go(files)  # or weights would be in memory twice
+    memory.give_back()
 
 
 def together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -75,27 +70,6 @@ def most_likely(output: Any, x: torch.Tensor) -> torch.Tensor:
     if isinstance(own, _Output) and own.screens:
         return own.most_likely(x)
     return output(x).max(-1).indices  # three times as fast as argmax on a CPU
-
-
-def _mapped_files() -> list[tuple[int, int]]:
-    """Return address and size of the checkpoint files in memory that nothing was written to.
-
-    transformers leaves weights in the file that they came from, mapped; a page of it that was
-    trained is a copy ("Anonymous") and could not be read again. Empty where Linux does not say.
-    """
-    try:
-        text = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [(int(a, 16), int(b, 16) - int(a, 16)) for a, b in UNTOUCHED.findall(text)]
-
-
-def _let_go(files: list[tuple[int, int]]) -> None:
-    """Take mapped files out of this process's memory; what is used again is read again."""
-    for address, size in files:
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED
-        )
 
 
 class _Layer:
@@ -158,14 +132,14 @@ class _Output(_Layer):
         """Return all logits."""
         if self._packed is None:
             super().pack()
-            _let_go(_mapped_files())
+            memory.give_back()
         return super().__call__(x)
 
     def most_likely(self, x: torch.Tensor) -> torch.Tensor:
         """Return the token of the largest logit of each row."""
         if self._screen is None:
             self._screen = screening.Screen(self._module.weight)
-            _let_go(_mapped_files())
+            memory.give_back()
         return self._screen(x)
 
     def unpack(self) -> None:

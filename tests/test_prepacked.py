@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from domain_tokens import checkpoints
+from domain_tokens import checkpoints, memory
 from domain_tokens import prepacked as prepacked_module
 from domain_tokens.prepacked import for_good, prepacked
 from tests.conftest import tiny_llama
@@ -99,7 +99,7 @@ def mapped(model, tmp_path):
     gc.collect()  # a packed model and its layers hold each other
     model.save_pretrained(tmp_path)
     mapped = checkpoints.load_model(tmp_path, dtype=torch.float32).eval()
-    assert prepacked_module._mapped_files()
+    assert memory.untouched(memory.WEIGHTS)
     return mapped
 
 
@@ -134,7 +134,7 @@ def test_what_was_trained_in_a_mapped_file_is_kept(mapped):
         for parameter in mapped.parameters():
             parameter.add_(1)
     before = {name: tensor.clone() for name, tensor in mapped.state_dict().items()}
-    assert prepacked_module._mapped_files() == []
+    assert memory.untouched(memory.WEIGHTS) == []
     with torch.inference_mode(), prepacked(mapped):
         mapped(IDS)
     assert all(torch.equal(tensor, before[n]) for n, tensor in mapped.state_dict().items())
