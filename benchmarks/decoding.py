@@ -178,7 +178,7 @@ def table(found: dict[str, list[dict]]) -> str:
         pairs = zip(rows[0]["responses"], reference, strict=True)
         equal = f"{sum(a == b for a, b in pairs)} of {len(reference)}"
         what = f"{peer}: {PEERS[peer]}"
-        lines.append(f"| {what} | {speed:.0f} | {ratio} | {memory:.1f} | {equal} |")
+        lines.append(f"| {what} | {speed:.0f} | {ratio} | {memory:.2f} | {equal} |")
     return "\n".join(lines)
 
 
