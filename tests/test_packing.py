@@ -45,7 +45,10 @@ def test_every_example_stands_in_exactly_one_row_that_fits(lengths, at_once, pro
         width = max(sum(lengths[i] for i in row) for row in rows)
         assert len(rows) * width <= at_once * 128
     if packed:
+        assert all(len(rows) == 1 for rows in parts)
         assert len(parts) % processes == 0 or len(parts) == len(lengths)
+    else:
+        assert all(len(row) == 1 for rows in parts for row in rows)
 
 
 def test_packed_micro_batches_hold_no_padding_and_are_balanced():
