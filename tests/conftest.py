@@ -19,6 +19,11 @@ from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokeni
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser):
+    """Add the flag that writes the golden files again."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden again")
+
+
 def load_script(path):
     """Import a script by its path below the repository's root."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)

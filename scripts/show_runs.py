@@ -1,0 +1,169 @@
+"""Show every run in a folder in one table, newest first: what is finished, and its main numbers."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from domain_tokens import run_card
+from domain_tokens.command_line import Parser, run
+from domain_tokens.errors import UserError
+from domain_tokens.outputs import MARKER
+
+EXAMPLE = "uv run python scripts/show_runs.py outputs"
+# Results file -> stage, and the numbers that tell most about it (where they are: "" or a key).
+STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "make_base_results.json": ("base", "", ("parameters",)),
+    "export_report.json": ("base", "", ("parameters", "largest_logit_difference")),
+    "tulu_sft_results.json": ("tulu", "", ("train_loss", "eval_loss", "injected_tokens")),
+    "sft_results.json": ("gsm8k", "", ("train_loss", "eval_loss", "injected_tokens")),
+    "gsm8k_results.json": ("eval gsm8k", "metrics", ("accuracy", "g1", "stop_rate")),
+    "arithmetic_results.json": ("eval probes", "metrics", ("overall_accuracy", "a1")),
+}
+COLUMNS = ("when", "folder", "stage", "condition", "seed", "parent", "state", "numbers")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run: when it ended (or was last written to), what it is, and what it found.
+
+    state: finished, unfinished, or "other code": finished by code that is not this checkout's.
+    """
+
+    when: str
+    folder: str
+    stage: str
+    condition: str | None
+    seed: int | None
+    parent: str | None
+    state: str
+    numbers: dict[str, float | None] = field(default_factory=dict)
+
+
+def rows(root: Path) -> list[Row]:
+    """Return all runs below a folder, newest first; what cannot be read is a row that says so."""
+    tree = run_card.code_identity()["tree"]
+    found = [row for folder in _folders(root) for row in _rows_of(folder, root, tree)]
+    return sorted(found, key=lambda row: (row.when, row.folder, row.stage), reverse=True)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    yield root
+    for path in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.is_dir() and path.name != "checkpoints" and not hidden:
+            yield path
+
+
+def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
+    name = str(folder.relative_to(root)) if folder != root else folder.name
+    card = _read(folder / run_card.CARD_NAME)
+    for file, (stage, place, keys) in STAGES.items():
+        path = folder / file
+        if not path.is_file():
+            continue
+        results = _read(path)
+        if results is None:
+            yield Row(_when(path), name, stage, None, None, None, "unreadable")
+            continue
+        own = results.get("card") or card or {}
+        metrics = results.get(place, {}) if place else results
+        yield Row(
+            when=_when(path),
+            folder=name,
+            stage=stage,
+            condition=own.get("condition", results.get("condition")),
+            seed=own.get("seed"),
+            parent=_parent(own),
+            state=_state(folder, own, tree),
+            numbers={key: metrics.get(key) for key in keys},
+        )
+    yield from _unfinished(folder, name)
+
+
+def _unfinished(folder: Path, name: str) -> Iterator[Row]:
+    marker = folder / MARKER
+    finished = any((folder / file).is_file() for file in STAGES)
+    if marker.is_file() and not finished:
+        begun = _read(marker) or {}
+        stage = "tulu" if "sft_tulu" in name else "gsm8k" if "sft_gsm8k" in name else "?"
+        log = folder / "train_log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        last = json.loads(lines[-1]) if lines else {}
+        numbers = {key: last[key] for key in ("step", "steps", "loss") if key in last}
+        condition = begun.get("condition")
+        when = _when(log if lines else marker)
+        yield Row(when, name, stage, condition, None, None, "unfinished", numbers)
+    for partial in sorted(folder.glob("*_items.partial*.jsonl")):
+        kind = partial.name.split("_")[0].replace("arithmetic", "probes")
+        done = max(len(partial.read_text(encoding="utf-8").splitlines()) - 1, 0)
+        stage = f"eval {kind}"
+        answered: dict[str, float | None] = {"answered": done}
+        yield Row(_when(partial), name, stage, None, None, None, "unfinished", answered)
+
+
+def _state(folder: Path, card: dict[str, Any], tree: str) -> str:
+    if (folder / MARKER).is_file():
+        return "unfinished"
+    made_by = (card.get("code") or {}).get("tree")
+    return "finished" if made_by in (None, tree) else "other code"
+
+
+def _parent(card: dict[str, Any]) -> str | None:
+    parent = card.get("model_path") or (card.get("parent") or {}).get("path")
+    return None if parent is None else Path(parent).name
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return run_card.read_json(path)
+    except UserError:
+        return None
+
+
+def _when(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _shown(row: Row) -> list[str]:
+    numbers = [f"{k} {v:.4g}" for k, v in row.numbers.items() if isinstance(v, int | float)]
+    values = [getattr(row, name) for name in COLUMNS[:-1]]
+    return ["-" if value is None else str(value) for value in values] + [", ".join(numbers)]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__ or "", example=EXAMPLE)
+    parser.add_argument("folder", nargs="?", default="outputs", metavar="DIR", help="(outputs)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table."""
+    args = parse(argv)
+    root = Path(args.folder)
+    if not root.is_dir():
+        raise UserError(f"{root} not found; wanted a folder that holds runs, as in outputs")
+    found = rows(root)
+    if args.json:
+        print(json.dumps([asdict(row) for row in found], indent=2, ensure_ascii=False))
+        return 0
+    if not found:
+        print(f"{root} holds no runs")
+        return 0
+    table = [list(COLUMNS), *map(_shown, found)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    for line in table:
+        print(
+            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
