@@ -14,6 +14,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import call
@@ -155,6 +156,17 @@ OWN = BPE(*vocabulary())
 @given(st.text("ab eErRtT0129\n\t.,'’é漢😀½-#=*", max_size=30))
 def test_tokens_of_made_texts_are_those_of_a_bpe_of_our_own(plain, text):
     assert plain(text) == OWN.encode(text)
+
+
+def test_the_oracle_splits_digits_as_the_tokenizers_library_does():
+    """SmolLM2's own tokenizer is written as Digits and ByteLevel in its tokenizer.json."""
+    ids, merges = vocabulary()
+    library = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    check_tokens(lambda text: library.encode(text).ids, smollm_pieces)
 
 
 @pytest.mark.xfail(strict=False, reason="issue 16, item 4")
