@@ -38,7 +38,7 @@ HARMLESS = {
 STATED = {*SIZES, "vocab_size", "bias"}
 # Off for these is not plain GPT-2: it has positions, layer norms, a tied head, scaled scores, …
 GPT2_HAS = re.compile(
-    r"pos|causal|layer_?norm|pre_?(norm|ln)|mlp|att(n|ention)|resid|skip|tie|tying|^scale|scaled"
+    r"pos(?!t)|causal|layer_?norm|pre_?(norm|ln)|mlp|att(n|ention)|resid|skip|tie|tying|^scale|scaled"
 )
 GPT2_TOKENS = 50_257
 FACT_ROWS = 50_349  # of a base that this project has already extended
