@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from domain_tokens.command_line import CONDITIONS, Parser, add_output_arguments, run
-from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
 
 EXAMPLE = (
@@ -32,28 +31,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace, workspace: Workspace) -> dict:
-    """Convert, save, reload from disk and compare; raises UserError where the logits differ."""
-    import torch
+    """Convert, save, and prove from disk; raises UserError where the folder is another model.
 
-    from domain_tokens import bases, checkpoints, nanogpt, run_card, vocabulary
+    Whatever fails, what was written is removed; a finished folder that --overwrite was to replace
+    is not touched before the proof.
+    """
+    from domain_tokens import bases, checkpoints, nanogpt, nanogpt_proof, run_card, vocabulary
 
     source = Path(args.checkpoint)
     checkpoint = nanogpt.load(source)
     activation = args.activation or checkpoint.usual_activation
     said = "as given" if args.activation else f"usual with {checkpoint.kind}, not in the file"
     print(f"activation {activation} ({said})", flush=True)
+    for note in checkpoint.notes:
+        print(note, flush=True)
     checkpoints.quiet()
     model = nanogpt.to_gpt2(checkpoint, activation=activation)
     workspace.begin()
     try:
         made = bases.extend_and_save(model, vocabulary.gpt2_tokenizer(), workspace, seed=args.seed)
-        reloaded = checkpoints.load_model(workspace.work, dtype=torch.float32).eval()
-        difference = nanogpt.largest_difference(checkpoint, reloaded, activation=activation)
-        if not difference <= nanogpt.TOLERANCE:
-            raise UserError(
-                f"the exported folder's logits differ from {source} by {difference:.3g}; wanted at "
-                f"most {nanogpt.TOLERANCE}: nothing was written, report this with the file's shape"
-            )
+        proof = nanogpt_proof.prove(source, workspace.work, activation=activation, seed=args.seed)
     except BaseException:
         shutil.rmtree(workspace.work)
         raise
@@ -62,8 +59,9 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
         "checkpoint_kind": checkpoint.kind,
         "checkpoint_vocabulary": checkpoint.vocab_size,
         "activation": activation,
-        "largest_logit_difference": difference,
-        "tolerance": nanogpt.TOLERANCE,
+        "largest_logit_difference": proof["largest_logit_difference"],
+        "tolerance": proof["tolerance"],
+        "proof": proof,
     }
     bases.finish(
         workspace,
@@ -94,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     made = export(args, workspace)
     print(
         f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}, "
-        f"logits equal to {made['largest_logit_difference']:.1e}"
+        f"{made['proof']['values_compared']:,} values equal, logits to "
+        f"{made['largest_logit_difference']:.1e}"
     )
     return 0
 
