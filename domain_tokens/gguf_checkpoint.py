@@ -111,7 +111,8 @@ def load_model(file: GgufFile) -> Any:
         config = AutoConfig.from_pretrained(file.path.parent, **place)
         for key, value in _unread(config.model_type, shape_of(file)).items():
             setattr(config, key, value)
-        vars(config).pop("_model_name_or_path", None)  # the file's title
+        for key in ("_model_name_or_path", "feed_forward_length", "n_ctx"):
+            vars(config).pop(key, None)  # the file's title, and names that GPT-2 does not read
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.path.parent,
             config=config,
