@@ -78,7 +78,7 @@ def seed(args: argparse.Namespace, file: Path) -> int:
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(args.model_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(args.model_path, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.eos_token
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,124 @@
-"""How a base checkpoint ends: extended, saved, with a run card, its results last."""
+"""How a base checkpoint is made: its source loaded, extended, saved, proved, its results last."""
 
-from typing import Any
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from domain_tokens import checkpoints, run_card, vocabulary
+from domain_tokens import base_proof, base_sources, checkpoints, run_card, vocabulary
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace
+
+if TYPE_CHECKING:
+    from domain_tokens.gguf_proof import GgufFile
+
+# What a generation config says besides how to decode.
+NOT_DECODING = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "_from_model_config", "use_cache"),
+    *("transformers_version", "output_attentions", "output_hidden_states", "output_scores"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a base comes from, on this machine.
+
+    model: a folder or a GGUF file, None for a model that is made here. tokenizer: the folder given
+    with --tokenizer, None for the model's own (or GPT-2's). hub_id: of a downloaded model. gguf:
+    the file's own tensors and metadata, all accounted for.
+    """
+
+    model: Path | None
+    tokenizer: Path | None
+    hub_id: str | None = None
+    gguf: "GgufFile | None" = None
+
+
+def resolve(model: str | None, tokenizer: str | None) -> Source:
+    """Find both on this machine or a hub. Raises UserError for what is not there."""
+    place = None if model is None else base_sources.resolve(model, option="--from")
+    given = None if tokenizer is None else base_sources.resolve(tokenizer, option="--tokenizer")
+    if given is not None and given.is_file():
+        raise UserError(f"--tokenizer {tokenizer} is a file; wanted a folder or a hub id")
+    if place is not None and place.is_file():
+        from domain_tokens import gguf_proof
+
+        file = gguf_proof.read(place)
+        gguf_proof.account(file)
+        return Source(place, given, gguf=file)
+    hub_id = None if model is None or Path(model).is_dir() else model
+    return Source(place, given, hub_id)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer that was given, the model's own, or GPT-2's, which needs no hub.
+
+    Raises UserError where there is none, or none that stops at an EOS.
+    """
+    place = source.tokenizer or source.model
+    if place is None:
+        return vocabulary.gpt2_tokenizer()
+    if place.is_dir():
+        return checkpoints.load_tokenizer(place)
+    from domain_tokens import gguf_checkpoint
+
+    assert source.gguf is not None
+    return gguf_checkpoint.load_tokenizer(source.gguf)
+
+
+def load_model(source: Source) -> Any:
+    """Load the source's model in fp32, all tensors accounted for, nothing drawn at random.
+
+    Raises UserError where a tensor is missing, unknown or not finite, and for another kind of
+    model.
+    """
+    import torch
+
+    place = source.model
+    assert place is not None
+    state = torch.random.get_rng_state()
+    if source.gguf is not None:
+        from domain_tokens import gguf_checkpoint
+
+        model = gguf_checkpoint.load_model(source.gguf)
+    else:
+        model = checkpoints.load_model(place, dtype=torch.float32)
+        base_proof.refuse_not_finite(place)
+    if not torch.random.get_rng_state().equal(state):
+        raise UserError(f"{place}: transformers drew random numbers while it was loaded")
+    dropped = dropped_settings(source)
+    if dropped:
+        print(
+            f"generation_config.json: {', '.join(dropped)} dropped: decoding is this project's own",
+            flush=True,
+        )
+    return model
+
+
+def dropped_settings(source: Source) -> list[str]:
+    """Return the decoding settings of a source folder that its base will not have."""
+    path = None if source.model is None else source.model / "generation_config.json"
+    if path is None or not path.is_file():
+        return []
+    return sorted(run_card.read_json(path).keys() - NOT_DECODING)
+
+
+def refuse_unusable(model: Any, tokenizer: Any) -> None:
+    """Raise UserError, before anything is written, where no stage could use what would be made."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no EOS token, and a model trained with it never stops; set "
+            "eos_token in its tokenizer_config.json, or give another one with --tokenizer"
+        )
+    checkpoints.refuse_empty_tokenizer(tokenizer, "the source")
+    rows = model.get_input_embeddings().weight.shape[0]
+    trial = copy.deepcopy(tokenizer)
+    try:
+        layout = vocabulary.extend_tokenizer(trial, model_vocab_size=rows)
+        vocabulary.refuse_unfit(rows, layout, trial)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    checkpoints.prove_savable(model, trial)
 
 
 def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: int) -> dict:
@@ -26,6 +140,55 @@ def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: i
         "first_fact_id": layout.first_fact_id,
         "fact_rows": "the source's" if kept else "mean of the rows of a*b=c + noise",
     }
+
+
+def prove(source: Source, written: Path, *, seed: int) -> dict[str, Any]:
+    """Prove the written folder against its source's own files; return what was compared.
+
+    A model that is made here has nothing to be compared with but a tokenizer that was given.
+    Raises UserError at the first difference.
+    """
+    if source.gguf is not None:
+        from domain_tokens import gguf_checkpoint, gguf_proof
+
+        given = source.tokenizer
+        splitter = None if given else gguf_checkpoint.splitter_of(source.gguf)
+        return gguf_proof.prove(source.gguf, written, seed=seed, splitter=splitter, given=given)
+    if source.model is not None:
+        tokenizer = source.tokenizer or source.model
+        return base_proof.prove_folder(source.model, tokenizer, written, seed=seed)
+    account = base_proof.Account()
+    if source.tokenizer is not None:
+        tokenizer = checkpoints.load_tokenizer(written)
+        base_proof.prove_tokenizer(source.tokenizer, written, tokenizer, account)
+    return {
+        "against": "the tokenizer that was given" if source.tokenizer else None,
+        **vars(account),
+    }
+
+
+def proof_in_words(proof: dict[str, Any]) -> str:
+    """Return what was compared, in one line."""
+    if proof["against"] is None:
+        return "nothing to compare with: made here"
+    counts = {"tensors": "tensors", "config_keys": "config keys", "tokens": "tokens"}
+    counts |= {"merges": "merges", "texts": "texts"}
+    words = ", ".join(f"{proof[key]:,} {name}" for key, name in counts.items() if proof[key])
+    logits = proof.get("largest_logit_difference")
+    words += f" equal to {proof['against']}"
+    words += "" if logits is None else f", logits to {logits:.1e}"
+    left_out = sorted(proof["left_out"])
+    return words + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def provenance(source: Source) -> dict[str, Any]:
+    """Return what the run card says of the source besides its name."""
+    found: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
+    if source.hub_id is not None and source.model is not None:
+        found["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
+    if source.gguf is not None and source.model is not None:
+        found["source_sha256"] = run_card.hash_files([source.model])
+    return found
 
 
 def finish(

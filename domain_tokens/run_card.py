@@ -19,6 +19,13 @@ CODE_FOLDERS = ("domain_tokens", "sft", "eval", "scripts", "sample")
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
+def umask() -> int:
+    """Return the permissions that this process withholds from the files it makes."""
+    current = os.umask(0o077)  # it can only be read by setting it
+    os.umask(current)
+    return current
+
+
 def write_json(path: Path, tree: Any) -> None:
     """Write JSON so that the file is there whole or not at all (temporary file, fsync, rename)."""
     text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -36,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except OSError as error:
         if temporary and os.path.exists(temporary):

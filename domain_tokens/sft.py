@@ -145,6 +145,7 @@ def run_stage(
     set_seed(settings.seed)
     parent_folder = Path(args.model_path)
     tokenizer = checkpoints.load_tokenizer(parent_folder)
+    checkpoints.require_extended(tokenizer, parent_folder)
     model = checkpoints.load_model(parent_folder, dtype=torch.float32)
     _refuse_longer_than_context(model, settings.max_length)
     renderer = Renderer(

@@ -200,16 +200,7 @@ def extend_model(
     rows = _weight(model.get_input_embeddings()).shape[0]
     if rows == layout.total:
         return
-    if not layout.base_size <= rows <= layout.padded_size:
-        raise ValueError(
-            f"model and tokenizer do not fit: got {rows} embedding rows, wanted "
-            f"{layout.base_size} to {layout.padded_size}, or {layout.total} if extended; extend "
-            "the tokenizer with model_vocab_size set to the model's rows"
-        )
-    spellings = [
-        tokenizer.encode(f"{a}*{b}={a * b}", add_special_tokens=False) for a, b in FACT_PAIRS
-    ]
-    assert all(0 <= token < layout.base_size for ids in spellings for token in ids), spellings
+    spellings = refuse_unfit(rows, layout, tokenizer)
     # Resizing draws from the global generator, whose state belongs to the caller.
     on_gpu = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=on_gpu):
@@ -226,6 +217,33 @@ def extend_model(
         _fill_new_rows(matrix, rows, layout, spellings, generator)
     sizes = {model.config.get_text_config().vocab_size, *(len(matrix) for matrix in matrices)}
     assert sizes == {layout.total}, sizes
+
+
+def refuse_unfit(rows: int, layout: Layout, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the ids that spell `a*b=c` for each fact, by the base tokens alone.
+
+    Raises ValueError where a model of so many embedding rows cannot get this layout, or where the
+    tokenizer cannot spell a fact: a mean over no rows is NaN, one over unknown tokens is noise.
+    """
+    if not (layout.base_size <= rows <= layout.padded_size or rows == layout.total):
+        raise ValueError(
+            f"model and tokenizer do not fit: got {rows} embedding rows, wanted "
+            f"{layout.base_size} to {layout.padded_size}, or {layout.total} if extended; extend "
+            "the tokenizer with model_vocab_size set to the model's rows"
+        )
+    spellings = []
+    for a, b in FACT_PAIRS:
+        text = f"{a}*{b}={a * b}"
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if not ids or any(
+            i == tokenizer.unk_token_id or i not in range(layout.base_size) for i in ids
+        ):
+            raise ValueError(
+                f"the tokenizer encodes {text!r} as {ids}, wanted ids of its own "
+                f"{layout.base_size} tokens; use the complete tokenizer of the base checkpoint"
+            )
+        spellings.append(ids)
+    return spellings
 
 
 def _fill_new_rows(
