@@ -154,7 +154,9 @@ def any_tokenizer(request, tokenizer):
 
 def _width(tokenizer, token):
     """Bytes that a token stands for, read off its name and not off anybody's offsets."""
-    if "Ġ" in tokenizer.get_vocab():  # byte level: a character for each of the 256 bytes
+    if (
+        tokenizer.convert_tokens_to_ids("Ġ") is not None
+    ):  # byte level: a character for each of the 256 bytes
         return len(token)
     return 1 if token.startswith("<0x") else len(token.replace("▁", " ").encode())
 
