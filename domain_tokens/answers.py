@@ -7,30 +7,56 @@ the same rules: a fact token and the expression that it stands for count alike i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
+from domain_tokens.errors import UserError
 from domain_tokens.injection import inject
 from domain_tokens.vocabulary import FACTS
 
-ANSWERS_VERSION = "1"
+if TYPE_CHECKING:
+    from domain_tokens.corpora import Problem
 
-_UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++"
+ANSWERS_VERSION = "2"
+
+# 9,500 also as LaTeX (9{,}500 and 9\,500) and with the spaces that do not break a line.
+_GROUP_SIGN = r"(?:,|\{,\}|\\,|[\u00a0\u2009\u202f])"
+_UNSIGNED = (
+    rf"(?:[0-9]{{1,3}}(?:{_GROUP_SIGN}[0-9]{{3}})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++"
+)
 _RESERVED = r"<MUL_[0-9_]*+>?|<\|padding_[0-9]*+(?:\|>)?"  # their digits are names, not numbers
 _ITEM = re.compile(rf"(?P<reserved>{_RESERVED})|(?P<number>{_UNSIGNED})")
 _PRODUCTS = {fact: Decimal(fact[1:-1].split("_")[-1]) for fact in FACTS}
 
 _MARKER = re.compile(r"####[^\S\r\n]*+(?P<rest>[^\r\n]*+)")
-# A heading such as `#### Step 1` is no answer; an expression is one, though not a number.
-_ATTEMPT = re.compile(r"[-+−]?\s*[$€£]?\s*[-+−]?\s*(?:\.?[0-9]|<MUL_|\()")
+_DRESS = r"(?:[*_`]++|\\boxed\{|\\\(|\\\[|\\\$)*+\s*+"  # bold, code, \boxed, math: read over
+_CURRENCY = r"(?:\\?\$|[€£])?"
+_SIGNED = rf"[-+−]?\s*+{_CURRENCY}\s*+{_DRESS}[-+−]?\s*+"
+# `#### Step 1` is a heading and `#### 1. Count` one of a list; an expression is an answer, though
+# not a number.
+_ATTEMPT = re.compile(rf"{_DRESS}{_SIGNED}(?:\.?\d|[\u00bc-\u00be\u2150-\u215f]|<MUL_|\()")
+_LISTED = r"[*_]*+(?:[.)]|:(?![0-9]))[*_]*+(?:\s++[^\s*_]|[^\W\d_])"
+_HEADING = re.compile(rf"{_DRESS}(?:[0-9]{{1,3}}|{'|'.join(FACTS)}){_LISTED}")
 _ANSWER = re.compile(
-    rf"(?P<sign>[-−+]?)\s*[$€£]?\s*(?P<inner_sign>[-−]?)(?P<number>{_UNSIGNED})(?P<rest>.*)"
+    rf"{_DRESS}(?P<sign>[-−+]?)\s*+{_CURRENCY}\s*+{_DRESS}(?P<inner_sign>[-−]?)"
+    rf"(?P<number>{_UNSIGNED})(?P<rest>.*)"
 )
+_OPERATOR = (
+    r"(?:[+/÷×·^=√⁄∕∶∗⋅±]|[-−–]\s*+\\?[$€£(]?[0-9<]|\*++\s*+\\?[$€£]?[\w(<]|x\s*+\\?[$€£]?[0-9(<])"
+)
+_LARGER_UNIT = r"(?:feet|foot|ft|yards?|hours?|hrs?|minutes?|dollars?|pounds?|lbs?)\.?"
+# What makes the number a part of something: a unit, an expression, a range, 5 feet 6 inches. What
+# comes after a word is not read, as in other GSM8K scorers.
 _NO_ANSWER_AFTER = re.compile(
-    rf"""\w|[.,:]?[0-9]|\s*(?:[+/÷×·^=√]|[-−–]\s*[$€£(]?[0-9<]|\*+\s*[$€£]?[\w(<]|{_RESERVED}
-    |[$€£]?[0-9]|[\u00bc-\u00be\u2150-\u215f]|x\s*[$€£]?[0-9(<]
-    |(?:dozen|hundred|thousand|million|billion|trillion)s?\b|and\s+(?:a\b|[0-9]))""",
+    rf"""\w|[.,:'’٫٬]?[0-9]|{_LISTED}|\s*+(?:{_OPERATOR}|{_RESERVED}
+    |\\?[$€£]?[0-9]|[\u00bc-\u00be\u2150-\u215f]|:\s*+[0-9]
+    |\\(?:[dt]?frac|times|cdot|div|pm|over|sqrt)(?![a-z])|\\[;:!\ ]\s*+[0-9]
+    |(?:dozen|hundred|thousand|million|billion|trillion)s?\b|and\s++(?:a\b|[0-9])
+    |(?:squared|cubed)\b|{_LARGER_UNIT}\s*+,?\s*+(?:and\s++)?[0-9]
+    |(?:plus|minus|times|over|multiplied\ by|divided\ by|to|or|of|out\ of|point)\s++
+     \\?[$€£]?[0-9])""",
     re.VERBOSE | re.IGNORECASE,
 )
 _FACT_EQUALS = re.compile(rf"({'|'.join(FACTS)})\s*=\s*[$€£]?([0-9]+)(?![0-9])")
@@ -50,16 +76,63 @@ class _Item:
     in_digits: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The right answer of one item: its number, and the text of that number as the data write it.
+
+    The text keeps its thousands separators; currency, units and whatever follows are left out.
+    """
+
+    number: Decimal
+    text: str
+
+
+def gold(solution: str) -> Gold:
+    """Return the answer of a worked solution, which strict reading and G1 share.
+
+    Raises ValueError where no `#### n` can be read, or where several differ.
+    """
+    matches = [_match(answer) for answer in _answers(solution)]
+    readable = [match for match in matches if match is not None]
+    if not readable or len(readable) < len(matches):
+        raise ValueError(_no_gold(solution, "a solution with `#### n`, n in digits"))
+    golds = [Gold(_number(match), _as_written(match)) for match in readable]
+    if len({one.number for one in golds}) > 1:
+        several = " and ".join(f"#### {one.text}" for one in golds)
+        raise ValueError(f"got {several}, wanted one answer; fix that row of the data")
+    return golds[0]
+
+
 def gold_text(solution: str) -> str:
-    """Return a GSM8K solution's answer as the data write it, thousands separators included."""
-    return solution.rpartition("####")[2].strip()
+    """Return the text of a solution's answer, thousands separators included; raise as gold does."""
+    return gold(solution).text
+
+
+def golds(problems: Sequence[Problem]) -> list[Gold]:
+    """Return the answers of all problems; raises UserError that names the first bad one."""
+    found = []
+    for problem in problems:
+        try:
+            found.append(gold(problem.answer))
+        except ValueError as error:
+            question = " ".join(problem.question.split())
+            raise UserError(f"item {problem.id} ({question[:60]!r}): {error}") from None
+    return found
+
+
+def refuse_unreadable(numbers: Sequence[str], *, key: str) -> None:
+    """Raise UserError where one of a config key's answers is no number."""
+    for number in numbers:
+        if _parse(number.strip()) is None:
+            raise UserError(f"{key} holds {number!r}; wanted numbers in digits; fix that entry")
 
 
 def extract_strict(text: str) -> Decimal | None:
     """Return the number after the first `####`, or None if none in digits stands there.
 
-    Currency signs, thousands separators and a final full stop are read over. An expression
-    (`6*9`, `1/2`) or a fact token is no number. A heading such as `#### Step 1` is passed over.
+    Currency signs, thousands separators, bold type and a final full stop are read over. An
+    expression (`6*9`, `1/2`) or a fact token is no number. A heading such as `#### Step 1` or
+    `#### 1. Count` is passed over. The README's table shows more.
     """
     answer = _first_answer(text)
     return None if answer is None else _parse(answer)
@@ -97,7 +170,7 @@ def is_correct(response: str, gold: str | int | Decimal) -> bool:
 
     `gold` is a solution with `####` or a number. Raises ValueError if it holds no number.
     """
-    return extract_strict(response) == _gold_number(gold)
+    return extract_strict(response) == gold_number(gold)
 
 
 def first_sentence(text: str) -> str:
@@ -128,36 +201,65 @@ def extract_probe_credited(text: str) -> Decimal | None:
     return item.value if item is not None else None
 
 
+def _answers(text: str) -> Iterator[str]:
+    """Yield the rest of the line after each `####` that an answer follows; headings are none.
+
+    A fact counts there as the number that it stands for, so that both arms are read alike.
+    """
+    for marker in _MARKER.finditer(text):
+        rest = marker["rest"].strip()
+        if _ATTEMPT.match(rest) and not _HEADING.match(_join_result(inject(rest))):
+            yield rest
+
+
 def _first_answer(text: str) -> str | None:
     """Return the rest of the line after the first `####` that an answer follows."""
-    for marker in _MARKER.finditer(text):
-        if _ATTEMPT.match(marker["rest"]):
-            return marker["rest"].strip()
-    return None
+    return next(_answers(text), None)
+
+
+def _match(answer: str) -> re.Match[str] | None:
+    """Match a line that begins with a number; None if it begins with something else."""
+    match = _ANSWER.fullmatch(answer)
+    if match is None or (match["sign"] and match["inner_sign"]):
+        return None
+    return None if _NO_ANSWER_AFTER.match(match["rest"]) else match
 
 
 def _parse(answer: str) -> Decimal | None:
     """Read a line that begins with a number; None if it begins with something else."""
-    match = _ANSWER.fullmatch(answer)
-    if match is None or (match["sign"] and match["inner_sign"]):
-        return None
-    if _NO_ANSWER_AFTER.match(match["rest"]):
-        return None
-    number = Decimal(match["number"].replace(",", ""))
-    return -number if (match["sign"] + match["inner_sign"]) in ("-", "−") else number
+    match = _match(answer)
+    return None if match is None else _number(match)
 
 
-def _gold_number(gold: str | int | Decimal) -> Decimal:
+def _number(match: re.Match[str]) -> Decimal:
+    number = _decimal(match["number"])
+    return number.copy_negate() if (match["sign"] + match["inner_sign"]) in ("-", "−") else number
+
+
+def _as_written(match: re.Match[str]) -> str:
+    return match["sign"] + match["inner_sign"] + match["number"]
+
+
+def _decimal(digits: str) -> Decimal:
+    return Decimal(re.sub(r"[^0-9.]", "", digits))
+
+
+def _no_gold(got: object, wanted: str) -> str:
+    shown = repr(got) if len(repr(got)) <= 80 else f"…{repr(got)[-80:]}"
+    return f"no gold number: got {shown}, wanted {wanted}; fix that row of the data"
+
+
+def gold_number(value: str | int | Decimal) -> Decimal:
+    """Return the number of a gold: a solution with `####`, or a number; else raise ValueError."""
+    if isinstance(value, str) and "####" in value:
+        return gold(value).number
     number = None
-    if isinstance(gold, str):
-        number = extract_strict(gold) if "####" in gold else _parse(gold.strip())
-    elif isinstance(gold, (int, Decimal)) and not isinstance(gold, bool):
-        number = Decimal(gold)
+    if isinstance(value, str):
+        number = _parse(value.strip())
+    elif isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        number = Decimal(value)
     if number is None or not number.is_finite():
-        raise ValueError(
-            f"no gold number: got {gold!r}, wanted a solution with `#### n` or a number; "
-            "mend that row of the data"
-        )
+        raise ValueError(_no_gold(value, "a solution with `#### n`, or a number"))
     return number
 
 
@@ -167,8 +269,8 @@ def _items(text: str) -> Iterator[_Item]:
         if match["reserved"] is not None:
             yield _Item(match.start(), match.end(), _PRODUCTS.get(match[0]), in_digits=False)
             continue
-        number = Decimal(match[0].replace(",", ""))
-        number = -number if _is_negative(text, match.start()) else number
+        number = _decimal(match[0])
+        number = number.copy_negate() if _is_negative(text, match.start()) else number
         yield _Item(match.start(), match.end(), number, in_digits=True)
 
 

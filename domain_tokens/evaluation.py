@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from domain_tokens import checkpoints, hardware, outputs, prepacked, processes, run_card
-from domain_tokens.answers import extract_strict
+from domain_tokens.answers import golds
 from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
 from domain_tokens.endpoints import answer_scores, mean_of, sample_seed
@@ -328,19 +328,35 @@ def fingerprint(rows: Sequence[Any]) -> str:
     return run_card.hash_json([list(row) for row in rows])
 
 
-def gsm8k_questions(subject: Subject, problems: Sequence[Problem]) -> list[Question]:
-    """Render GSM8K test questions with the training renderer."""
+def gsm8k_questions(
+    subject: Subject, problems: Sequence[Problem], *, max_new_tokens: int = 1
+) -> list[Question]:
+    """Render GSM8K test questions with the training renderer.
+
+    Raises UserError that names an item whose answer cannot be read, or whose prompt leaves no room
+    for max_new_tokens in the model's context.
+    """
     renderer = Renderer(subject.tokenizer)
-    return [
+    questions = [
         Question(
             id=problem.id,
             category="gsm8k",
             prompt=problem.question,
             prompt_ids=renderer.prompt([("user", problem.question)]),
-            gold=str(extract_strict(problem.answer)),
+            gold=str(gold.number),
         )
-        for problem in problems
+        for problem, gold in zip(problems, golds(problems), strict=True)
     ]
+    context = getattr(subject.model.config, "max_position_embeddings", None)
+    for question in questions:
+        if context is not None and len(question.prompt_ids) + max_new_tokens > context:
+            start = " ".join(question.prompt.split())[:60]
+            raise UserError(
+                f"item {question.id} ({start!r}): its prompt has {len(question.prompt_ids)} tokens "
+                f"and {max_new_tokens} are to be written; wanted at most {context} in all, which "
+                "is the model's context; leave that row out, or lower --max-new-tokens"
+            )
+    return questions
 
 
 def probe_questions(

@@ -8,6 +8,7 @@ A fact token already in the text counts there as a number, so that injecting twi
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ from typing import Literal
 
 from domain_tokens.vocabulary import FACTS, fact_token
 
-INJECTOR_VERSION = "1"
+INJECTOR_VERSION = "2"
 
 Mode = Literal["weak", "strict"]
 
@@ -31,6 +32,7 @@ _PRODUCT = re.compile(
     r"(?P<first>[1-9])(?P<before>[ \t\u00a0]*+)(?P<operator>[*×·xX])"
     r"(?P<after>[ \t\u00a0]*+)(?P<second>[1-9])"
 )
+_NOT_SPACE = re.compile(rf"[^\s]|[{_LINE_ENDS}]")
 _EQUALS = re.compile(rf"{_SPACES}=")
 _NUMBER_NEXT = re.compile(
     rf"{_SPACES}(?:[-+−]{_SPACES})?(?:\.?{_DIGIT}|[\u00b2\u00b3\u00b9\u00bc-\u00be\u2150-\u215f])"
@@ -50,21 +52,29 @@ _TOUCHES_RESULT = re.compile(rf"{_TOUCHES}|=(?![=>])", re.VERBOSE)
 
 _UNITS = (
     "hours?|hrs?|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?|yds?|miles?|"
-    "met(?:er|re)s?|kilograms?|kg|pounds?|lbs?|stones?|tons?|gallons?|quarts?|dollars?"
+    "(?:kilo|centi)?met(?:er|re)s?|kilograms?|k?g|[kc]?m|pounds?|lbs?|stones?|tons?|gallons?|"
+    "quarts?|pints?|cups?|lit(?:er|re)s?|dollars?|euros?|hundreds?|thousands?|millions?|billions?|"
+    "trillions?|dozens?"
 )
+_MARKS = r"[*_~(\[\"'“‘]*+"  # emphasis and the like around a word: 2*3 _squared_
+_BEGINS, _ENDS = "(?<![a-z])", "(?![a-z])"  # of a word; \b is none between `squared` and `_` or `²`
 # Powers, percentages, mixed numbers (8 x 1 1/2), digit groups (1 000), 2 hours 30 minutes.
-_CHANGES_VALUE = rf"""{_SPACES}(?:\^|\*\*|%|\\(?![)\]\\])|{_DIGIT}
+_CHANGES_VALUE = rf"""{_SPACES}(?:\^|\*\*|%|!(?!=)|\\(?![)\]\\])|{_DIGIT}
     |[\u00b2\u00b3\u00b9\u00bc-\u00be\u2044\u2070-\u207f\u2150-\u215f]
-    |(?:squared|cubed|percent|per\ cent|factorial|choose|mod|modulo|point|raised|to\ the)\b
-    |and{_SPACES}(?:an?\b|one\b|two\b|three\b|half\b|{_DIGIT})
-    |(?:{_UNITS}){_SPACES},?{_SPACES}(?:and{_SPACES})?(?:a\ half|{_DIGIT}))"""
+    |{_MARKS}(?:
+    (?:squared|cubed|percent|per\ cent|factorial|choose|mod|modulo|point|raised|to\ the){_ENDS}
+    |and{_SPACES}(?:(?:an?|one|two|three|half){_ENDS}|{_DIGIT})
+    |(?:{_UNITS}){_SPACES},?{_SPACES}(?:and{_SPACES})?(?:(?:a\ half|[a-z]+ty){_ENDS}|{_DIGIT})))"""
 _PRODUCT_GOES_ON = re.compile(rf"{_CHANGES_VALUE}|\s*\^", re.VERBOSE | re.IGNORECASE)
 _RESULT_GOES_ON = re.compile(
-    rf"""{_CHANGES_VALUE}|\s*\^|{_SPACES}(?:[-−–+*×·/÷]|=[=>]|\({_SPACES}[-+−$]?{_DIGIT}
-    |(?:x|plus|minus|times|multiplied|divided|over|dozens?
-    |hundreds?|thousands?|millions?|billions?|trillions?)\b)""",
+    rf"""{_CHANGES_VALUE}|\s*\^|{_SPACES}(?:[-−–+*×·/÷π]|=[=>]|\({_SPACES}[-+−$]?{_DIGIT}
+    |:{_SPACES}[$€£(]*+(?:{_DIGIT}|\.[0-9]|[\u00bc-\u00be\u2150-\u215f])
+    |{_MARKS}(?:x|plus|minus|times|multiplied|divided|over|dozens?
+    |(?:hundred|thousand|million|billion|trillion)(?:s|ths?)?|tenths?){_ENDS})""",
     re.VERBOSE | re.IGNORECASE,
 )
+# Signs of relation and the like; after any other mathematical symbol (∕ ∶ ⋅ ∗) all is doubtful.
+_KNOWN_SYMBOLS = frozenset("+<=>|~¬±×÷−⁄√≈≠≡≤≥≅∼≃→←↔⇒⇔⟹⟶∴∵…")
 
 _OPERATORS = "+-−*×·"
 _DIVIDES = "/÷⁄^√"  # also at the end of the line above
@@ -72,11 +82,35 @@ _OPENS = "([{<>=|;~≈"
 _QUOTES_AND_CURRENCY = "\"'“”‘’«»$€£"
 _WORDS_BACK = 60  # characters; the words below are far shorter
 _WORD_BARS = re.compile(
-    rf"""(?:\\[a-z]+|\b(?:mod|modulo|div|over|power|power{_SPACES}of|root|root{_SPACES}of|sqrt
-    |logs?|ln|exp|sin|cos|tan|choose|negative|point|(?<!multiplied\ )by))\Z""",
+    rf"""(?:\\[a-z]+|{_BEGINS}(?:mod|modulo|div|over|power|power{_SPACES}of|root|root{_SPACES}of
+    |sqrt|logs?|ln|exp|sin|cos|tan|choose|negative|point|per|out{_SPACES}of|raised{_SPACES}to
+    |(?:reciprocal|inverse){_SPACES}of|(?<!multiplied\ )by))\Z""",
     re.VERBOSE | re.IGNORECASE,
 )
-_WORD_CONTINUES = re.compile(r"\b(?:x|plus|minus|times|less|by)\Z", re.IGNORECASE)
+_WORD_CONTINUES = re.compile(rf"{_BEGINS}(?:x|plus|minus|times|less|by)\Z", re.IGNORECASE)
+
+# `3 x 3 grid`, `a 4*5 star hotel`, `2 × 4`: a size or a name, not a product, unless `=` follows.
+_CHAIN = re.compile(  # sizes have few factors, and a longer chain would be read once per factor
+    rf"(?:{_SPACES}[*×·xX]{_SPACES}(?:{_FACT}|[0-9]++(?:\.[0-9]++)?)){{1,3}}+"
+)
+_RESULT_FOLLOWS = re.compile(rf"(?:{_SPACES}[^\W\d_][\w'’/-]*+,?){{0,6}}{_SPACES}=")
+_NOUN_FOLLOWS = re.compile(
+    rf"""{_SPACES}{_MARKS}(?!(?:is|are|was|were|equals?|gives?|makes?|and|or|plus|minus|times|divided
+    |multiplied|which|that|then|so|because|since|for|to|from|by|as|in|if|but){_ENDS})[a-z]{{2}}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SIZED = (
+    "grids?|boards?|matri(?:x|ces)|tables?|arrays?|squares?|tiles?|blocks?|boxe?s?|cubes?|pixels?|"
+    "photos?|pictures?|prints?|convolutions?|kernels?|filters?|tensors?|maps?|trucks?|lumber|"
+    "studs?|beams?|cards?|rectangles?|rooms?|sheets?|stars?"
+)
+_SIZED_FOLLOWS = re.compile(rf"{_SPACES}{_MARKS}(?:{_SIZED}){_ENDS}", re.IGNORECASE)
+_NAMED = re.compile(
+    rf"""{_BEGINS}(?:an?|the|this|that|these|those|my|your|his|her|its|our|their|every|each|one|two
+    |three|four|five|six|seven|eight|nine|ten|sizes?|sized|measur(?:es?|ed|ing)
+    |(?:{_SIZED}|dimensions?|size){_SPACES}(?:of|is|are))\Z""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +160,7 @@ def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | s
         raise ValueError(
             f"unknown injection mode: got {mode!r}, wanted 'weak' or 'strict'; mend the call"
         )
-    code = _code_spans(text)
+    code = _merged([*_code_spans(text), *_call_spans(text)])
     position = nearest = 0
     while match := _PRODUCT.search(text, position):
         position = match.start("second")  # in 12/2*3*4, 2*3 fails and 3*4 is still to be seen
@@ -201,16 +235,51 @@ def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | str:
             if _result_ends(text, whole.end()):
                 return Fact(start, whole.end(), a, b, a * b, "equation")
             return "its result goes on"
-    elif not _TOUCHES_PRODUCT.match(text, end) or _PRODUCT_GOES_ON.match(text, end):
+    elif not _product_ends(text, end):
         return "bound by its right side, or second operand part of something longer"
+    if bare_allowed and _is_size(text, match):
+        return "a size or a name, as in 3 x 3 grid"
     if bare_allowed:
         return Fact(start, end, a, b, a * b, "expression")
     return "no result, and strict mode" if mode == "strict" else "letter x without a result"
 
 
+def _product_ends(text: str, end: int) -> bool:
+    """Tell whether nothing right of a bare product binds closer than the product."""
+    goes_on = _PRODUCT_GOES_ON.match(text, end) or _unknown_symbol(text, end)
+    return bool(_TOUCHES_PRODUCT.match(text, end)) and not goes_on
+
+
 def _result_ends(text: str, end: int) -> bool:
     """Tell whether the number that ends here is the whole right side of its equation."""
-    return bool(_TOUCHES_RESULT.match(text, end)) and not _RESULT_GOES_ON.match(text, end)
+    goes_on = _RESULT_GOES_ON.match(text, end) or _unknown_symbol(text, end)
+    return bool(_TOUCHES_RESULT.match(text, end)) and not goes_on
+
+
+def _unknown_symbol(text: str, end: int) -> bool:
+    """Tell whether a mathematical symbol follows that this module does not know."""
+    after = _NOT_SPACE.search(text, end)
+    return after is not None and _is_unknown(after[0])
+
+
+def _is_unknown(symbol: str) -> bool:
+    return unicodedata.category(symbol) == "Sm" and symbol not in _KNOWN_SYMBOLS
+
+
+def _is_size(text: str, match: re.Match[str]) -> bool:
+    """Tell whether a bare product may be a size (3 x 3 grid) or a name (a 4 x 4)."""
+    chain = _CHAIN.match(text, match.end())
+    end = chain.end() if chain else match.end()
+    if _RESULT_FOLLOWS.match(text, end):
+        return False
+    edge = match.start()
+    while edge and text[edge - 1] in " \t\u00a0*_":
+        edge -= 1
+    named = bool(_NAMED.search(text, max(0, edge - _WORDS_BACK), edge))
+    if match["operator"] in "xX×":
+        in_sum = text[edge - 1 : edge] in tuple("=+-−/÷<")
+        return named or (not in_sum and bool(_NOUN_FOLLOWS.match(text, end)))
+    return bool(_SIZED_FOLLOWS.match(text, end)) or (named and bool(_NOUN_FOLLOWS.match(text, end)))
 
 
 def _left_side(text: str, start: int) -> Literal["free", "tail", "barred"]:
@@ -224,7 +293,7 @@ def _left_side(text: str, start: int) -> Literal["free", "tail", "barred"]:
         return "free"
     last = text[edge - 1]
     new_line = any(character in _LINE_ENDS for character in text[edge:start])
-    if last in _DIVIDES:
+    if last in _DIVIDES or _is_unknown(last):
         return "barred"
     if new_line and not last.isalpha():
         return "tail" if last in _OPERATORS and _operand_before(text, edge - 1) else "free"
@@ -308,6 +377,44 @@ def _code_spans(text: str) -> list[tuple[int, int]]:
                 cuts = [start, *(m.start() for m in separator.finditer(text, start, end)), end]
                 for first, last in pairwise(cuts):
                     spans += _inline(text, first, last)
+    return _merged(spans)
+
+
+_BRACKET = re.compile(r"[()\[\]\n\r]")
+
+
+def _call_spans(text: str) -> list[tuple[int, int]]:
+    """Return what stands in the brackets of a call or an index, as in range(3*4) or cell[2*3].
+
+    Such brackets open directly after a name and close on the same line, or at its end.
+    """
+    spans: list[tuple[int, int]] = []
+    opened: list[int] = []
+    outermost = -1  # how many brackets were open around the outermost call; -1: in no call
+    start = 0
+    for bracket in _BRACKET.finditer(text):
+        at = bracket.start()
+        if bracket[0] in "([":
+            if outermost < 0 and at and (text[at - 1].isalpha() or text[at - 1] == "_"):
+                outermost, start = len(opened), at
+            opened.append(at)
+        elif bracket[0] in ")]":
+            if opened:
+                opened.pop()
+            if outermost >= 0 and len(opened) <= outermost:
+                spans.append((start, at))
+                outermost = -1
+        else:
+            if outermost >= 0:
+                spans.append((start, at))
+            opened, outermost = [], -1
+    if outermost >= 0:
+        spans.append((start, len(text)))
+    return spans
+
+
+def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans in order, those that touch as one."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:

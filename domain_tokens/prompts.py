@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,9 +29,10 @@ class Example:
     """One rendered conversation.
 
     input_ids: int32 [T]; kinds: uint8 [T], one of PROMPT, TEXT, MATCH (a fact token, or text that
-    the injector would replace) and END (a supervised EOS); facts: fact tokens among the ids;
-    text_bytes, match_bytes: UTF-8 bytes of the text that the supervised TEXT and MATCH tokens stand
-    for; truncated: exchanges were cut off.
+    the injector would replace, with whatever shares a token with it) and END (a supervised EOS);
+    facts: fact tokens among the ids; text_bytes, match_bytes: UTF-8 bytes of the text that the
+    supervised TEXT and MATCH tokens stand for, the same in both arms; truncated: exchanges were
+    cut off.
     """
 
     id: str
@@ -144,17 +146,19 @@ class Renderer:
         facts = text_bytes = match_bytes = kept = 0
         length = len(ids)
         for index, (user, assistant) in enumerate(exchanges):
-            prompt = self.encode(_user_text(system if index == 0 else "", user, index))
-            plain, injected = self._response(f" {assistant}")
+            user_text = _user_text(system if index == 0 else "", user, index)
+            prompt = self.encode(user_text)
+            response = self._response(f" {assistant}")
+            plain, injected = response.plain, response.injected
             length += len(prompt) + max(len(plain.ids), len(injected.ids)) + 1
             if length > max_length:
                 break
             chosen = injected if self._inject else plain
             ids += [*prompt, *chosen.ids, self.eos]
             kinds += [*[self._prompt_kind] * len(prompt), *chosen.kinds, END]
-            facts += chosen.facts
-            text_bytes += chosen.text_bytes
-            match_bytes += chosen.match_bytes
+            facts += len(response.matches) if self._inject else 0
+            text_bytes += response.text_bytes + self._scored_bytes(user_text, first=not index)
+            match_bytes += response.match_bytes
             kept += 1
         if kept == 0:
             return "first_exchange_too_long"
@@ -168,54 +172,98 @@ class Renderer:
             truncated=kept < len(exchanges),
         )
 
+    def _scored_bytes(self, user_text: str, *, first: bool) -> int:
+        """Return the bytes of a prompt that carry loss; nothing predicts a text's first token."""
+        if self._prompt_kind == PROMPT:
+            return 0
+        size = len(user_text.encode())
+        if first and not self._start:
+            start, end = self._plain.encode(user_text, add_special_tokens=False).offsets[0]
+            size -= len(user_text[start:end].encode())
+        return size
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of ordinary text; nothing typed becomes a token."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def _response(self, text: str) -> tuple["_Response", "_Response"]:
+    def _response(self, text: str) -> "_Response":
         """Encode a response as it is and with fact tokens; one and the same without matches."""
         matches = find_facts(text, mode=self._mode)
         encoded = self._plain.encode(text, add_special_tokens=False)
-        covered = [
-            any(start < match.end and end > match.start for match in matches)
-            for start, end in encoded.offsets
-        ]
-        matched = {
-            i
-            for hit, span in zip(covered, encoded.offsets, strict=True)
-            if hit
-            for i in range(*span)
-        }
-        inside = len("".join(text[i] for i in sorted(matched)).encode())
-        kinds = [MATCH if hit else TEXT for hit in covered]
-        plain = _Response(encoded.ids, kinds, 0, len(text.encode()) - inside, inside)
-        return plain, self._injected(text, matches) if matches else plain
+        plain = injected = _Tokens(encoded.ids, encoded.offsets, [TEXT] * len(encoded.ids))
+        match_bytes = 0
+        if matches:
+            injected = self._injected(text, matches)
+            segments = _segments(len(text), matches, plain.spans, injected.spans)
+            plain, injected = (_with_kinds(tokens, segments) for tokens in (plain, injected))
+            match_bytes = sum(len(text[i:j].encode()) for i, j, kind in segments if kind == MATCH)
+        return _Response(matches, plain, injected, len(text.encode()) - match_bytes, match_bytes)
 
-    def _injected(self, text: str, matches: list[Fact]) -> "_Response":
+    def _injected(self, text: str, matches: list[Fact]) -> "_Tokens":
         ids: list[int] = []
-        kinds: list[int] = []
-        text_bytes = cursor = 0
+        spans: list[tuple[int, int]] = []
+        cursor = 0
         for match in [*matches, None]:
             between = text[cursor : match.start if match else len(text)]
-            piece = self.encode(between) if between else []
-            ids += piece
-            kinds += [TEXT] * len(piece)
-            text_bytes += len(between.encode())
+            if between:
+                piece = self._plain.encode(between, add_special_tokens=False)
+                ids += piece.ids
+                spans += [(cursor + start, cursor + end) for start, end in piece.offsets]
             if match:
                 ids.append(self._fact_ids[match.token])
-                kinds.append(MATCH)
+                spans.append((match.start, match.end))
                 cursor = match.end
-        inside = len(text.encode()) - text_bytes
-        return _Response(ids, kinds, len(matches), text_bytes, inside)
+        return _Tokens(ids, spans, [TEXT] * len(ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """A response in one of the two arms; spans: the characters start to end of each token."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    kinds: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    ids: list[int]
-    kinds: list[int]
-    facts: int
+    """A response in both arms, whose TEXT and MATCH tokens stand for the same bytes in both."""
+
+    matches: list[Fact]
+    plain: _Tokens
+    injected: _Tokens
     text_bytes: int
     match_bytes: int
+
+
+def _segments(
+    length: int, matches: Sequence[Fact], *arms: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    """Cut a text where a token ends in every arm; return (start, end, TEXT or MATCH) in order.
+
+    A segment with any part of a match is MATCH as a whole: in ` 6*9` one arm has the token ` 6`,
+    so the space counts with the match in the other arm, too. Takes linear time.
+    """
+    inside = np.zeros(length + 1, dtype=bool)  # positions between characters that a token spans
+    for spans in arms:
+        for start, end in spans:
+            inside[start + 1 : end] = True
+    cuts = np.flatnonzero(~inside).tolist()
+    segments, nearest = [], 0
+    for start, end in pairwise(cuts):
+        while nearest < len(matches) and matches[nearest].end <= start:
+            nearest += 1
+        hit = nearest < len(matches) and matches[nearest].start < end
+        segments.append((start, end, MATCH if hit else TEXT))
+    return segments
+
+
+def _with_kinds(tokens: _Tokens, segments: Sequence[tuple[int, int, int]]) -> _Tokens:
+    """Give each token the kind of the segment in which it begins."""
+    starts = [start for start, _, _ in segments]
+    at = np.searchsorted(starts, [start for start, _ in tokens.spans], side="right") - 1
+    kinds = np.array([kind for _, _, kind in segments])[at].tolist()
+    return _Tokens(tokens.ids, tokens.spans, kinds)
 
 
 class _IrregularError(Exception):
@@ -230,8 +278,12 @@ def _without_trailing_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def _exchanges(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
-    """Split turns into the system text ("" for none) and (user, assistant) pairs, all stripped."""
+    """Split turns into the system text ("" for none) and (user, assistant) pairs, all stripped.
+
+    An empty system turn is none.
+    """
     turns = [(role, content.strip()) for role, content in messages]
+    turns = [(role, content) for role, content in turns if content or role != "system"]
     if any(not content for _, content in turns):
         raise _IrregularError("empty_turn")
     system = ""

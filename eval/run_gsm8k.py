@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def score(problem: corpora.Problem, response: str) -> dict[str, Any]:
     """Return the extracted answers of one response and the three verdicts."""
-    gold = answers.extract_strict(problem.answer)
+    gold = answers.gold(problem.answer).number
     found = {
         "strict": answers.extract_strict(response),
         "flexible": answers.extract_flexible(response),
@@ -141,7 +141,9 @@ def main(argv: list[str] | None = None) -> int:
         limit=args.max_samples,
         subset_seed=config.data.subset_seed,
     )
+    golds = answers.golds(loaded.items)  # before a model is loaded
     settings = config.evaluation
+    answers.refuse_unreadable(settings.frequent_answers, key="evaluation.frequent_answers")
     decode = {**settings.model_dump(), "greedy": True}
     data = {"source": config.data.source, "test": loaded.fingerprint}
     subject = evaluation.load_subject(
@@ -153,7 +155,9 @@ def main(argv: list[str] | None = None) -> int:
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
         return 0
-    questions = evaluation.gsm8k_questions(subject, loaded.items)
+    questions = evaluation.gsm8k_questions(
+        subject, loaded.items, max_new_tokens=settings.max_new_tokens
+    )
     start = time.perf_counter()
     responses = evaluation.answer(
         subject,
@@ -167,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         subject,
         questions,
         output,
-        golds=[answers.gold_text(problem.answer) for problem in loaded.items],
+        golds=[gold.text for gold in golds],
         settings=settings,
     )
     used = [facts_of(problem, subject.layout) for problem in loaded.items]

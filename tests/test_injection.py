@@ -23,7 +23,8 @@ TABLE = [  # (text, weak, strict); UNCHANGED where nothing may be replaced
     ("9*6", "<MUL_6_9_54>", UNCHANGED),
     ("6 × 9", "<MUL_6_9_54>", UNCHANGED),
     ("6·9", "<MUL_6_9_54>", UNCHANGED),
-    ("6 x 9 apples", "<MUL_6_9_54> apples", UNCHANGED),
+    ("6 x 9 is", "<MUL_6_9_54> is", UNCHANGED),
+    ("so 6*9 apples", "so <MUL_6_9_54> apples", UNCHANGED),
     ("6\u00a0X\t9", "<MUL_6_9_54>", UNCHANGED),
     ("6\n* 9", UNCHANGED, UNCHANGED),
     # a whole equation
@@ -147,10 +148,74 @@ TABLE = [  # (text, weak, strict); UNCHANGED where nothing may be replaced
     ("```\n6*9\n```\n6*9", "```\n6*9\n```\n<MUL_6_9_54>", UNCHANGED),
     ("~~~py\n6*9\n```\n6*9\n~~~\n6*9", "~~~py\n6*9\n```\n6*9\n~~~\n<MUL_6_9_54>", UNCHANGED),
     ("````\n```\n6*9\n", UNCHANGED, UNCHANGED),
-    ("1. so\n    ```\n    6*9\n    ```\n6*9", None, UNCHANGED),
+    (
+        "1. so\n    ```\n    6*9\n    ```\n6*9",
+        "1. so\n    ```\n    6*9\n    ```\n<MUL_6_9_54>",
+        None,
+    ),
     ("- `a\n- `6*9`", UNCHANGED, UNCHANGED),
 ]
-TABLE[-2] = (TABLE[-2][0], TABLE[-2][0][:-3] + "<MUL_6_9_54>", UNCHANGED)
+TABLE += [
+    # sizes, names and calls: doubtful, and so left alone
+    *(
+        (text, UNCHANGED, UNCHANGED)
+        for text in (
+            "Use a 3 x 3 convolution.",
+            "eight 2 x 4 studs",
+            "It is a 4 x 4 truck.",
+            "a 4 x 4.",
+            "A 5 × 7 photo",
+            "a 4*5 star hotel",
+            "on an 8*8 board",
+            "8*8 board",
+            "two 2 × 4s",
+            "6 x 9 apples",
+            "measuring 5 x 7.",
+            "a matrix of 3 x 3",
+            "a 2 x 3 x 4 box",
+            "range(3*4)",
+            "np.zeros((2*3, 4))",
+            "f(1, 2*3)",
+            "cells[2*3]",
+            "print(2*3 = 6)",
+        )
+    ),
+    (
+        "the square is 5 x 5 = <<5*5=25>>",
+        "the square is <MUL_5_5_25> = <<<MUL_5_5_25>>>",
+        "the square is 5 x 5 = <<<MUL_5_5_25>>>",
+    ),
+    ("a 2 x 3 box = 6", "a <MUL_2_3_6> box = 6", UNCHANGED),
+    ("a total (2*3)", "a total (<MUL_2_3_6>)", UNCHANGED),
+    ("5(2*3)", "5(<MUL_2_3_6>)", UNCHANGED),
+    ("range(3) and 2*3", "range(3) and <MUL_2_3_6>", UNCHANGED),
+    ("f(2\n2*3)", "f(2\n<MUL_2_3_6>)", UNCHANGED),
+    # what a value hangs on, in words, marks and other alphabets' signs
+    *(
+        (text, UNCHANGED, UNCHANGED)
+        for text in (
+            "7*2=14 : 2",
+            "a _2*3 squared_",
+            "2*3 **squared**",
+            "2*3 (cubed)",
+            "_mod 2*3",
+            "6*9 = 54 thousand²",
+            "6*9 = 54 hundredths",
+            "6*9 = 54∕2",
+            "6*9 = 54 ⋅ 2",
+            "12 ∕ 2*3",
+            "12 ∶ 2*3",
+            "2*3 !",
+            "5 out of 2*3",
+            "2*3 thousand 500",
+            "2*3 hundred and fifty",
+        )
+    ),
+    ("2*3 != 7", "<MUL_2_3_6> != 7", UNCHANGED),
+    ("2*3 ft²", "<MUL_2_3_6> ft²", UNCHANGED),
+    ("2*3 thousand²", "<MUL_2_3_6> thousand²", UNCHANGED),
+    ("2*3 ≈ 6", "<MUL_2_3_6> ≈ 6", UNCHANGED),
+]
 
 
 @pytest.mark.parametrize(("text", "weak", "strict"), TABLE)
@@ -342,7 +407,31 @@ def test_code_is_never_touched(text, code, ticks, fence):
 
 
 @pytest.mark.parametrize(
-    "unit", ["2*3 ", "1 ", "6*9=54*", "* ", "``` ", "` `` ", "\\`", " ", "$", "```\n", "> - ", "**"]
+    "unit",
+    [
+        "2*3 ",
+        "1 ",
+        "6*9=54*",
+        "* ",
+        "``` ",
+        "` `` ",
+        "\\`",
+        " ",
+        "$",
+        "```\n",
+        "> - ",
+        "**",
+        "6*",
+        "6*9=54, ",
+        "~~~",
+        "f(",
+        "((2*3",
+        "f(2*3) ",
+        "2 x 3 a ",
+        "2 x ",
+        "a 2*3 (",
+        "2*3 x 4 ",
+    ],
 )
 def test_time_grows_linearly(unit):
     """A quadratic search would take a hundred times as long on ten times the text."""
