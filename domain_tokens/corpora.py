@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,20 +31,28 @@ ROWS_PER_BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A chat example; `messages` are (role, content) pairs and `source` names its sub-corpus."""
+    """A chat example; `messages` are (role, content) pairs and `source` names its sub-corpus.
+
+    row: its 1-based position in the source (0: none), for messages only.
+    """
 
     id: str
     messages: tuple[tuple[str, str], ...]
     source: str
+    row: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A GSM8K row; the answer is the worked solution that ends in `#### n`."""
+    """A GSM8K row; the answer is the worked solution that ends in `#### n`.
+
+    row: its 1-based position in the source (0: none), for messages only.
+    """
 
     id: str
     question: str
     answer: str
+    row: int = field(default=0, compare=False)
 
 
 Example = TypeVar("Example", Conversation, Problem)
@@ -121,11 +129,15 @@ def _fingerprint(items: Iterable[Example]) -> str:
     return total.hexdigest()
 
 
+def _ordered(item: Conversation | Problem) -> tuple:
+    return (*_identity(item), item.source if isinstance(item, Conversation) else "")
+
+
 def _identity(item: Conversation | Problem) -> tuple:
     """What makes two examples the same; the label of the sub-corpus does not belong to it."""
     if isinstance(item, Conversation):
         return item.id, item.messages
-    return astuple(item)
+    return item.id, item.question, item.answer
 
 
 # --- rows from files and from the hub -------------------------------------------------------------
@@ -404,12 +416,12 @@ def _collect(
     for total, row in enumerate(
         tqdm(rows, desc=f"reading {label}", unit=" rows", delay=2, disable=None), 1
     ):
-        item = build(row, f"{where}, row {total}")
+        item = replace(build(row, f"{where}, row {total}"), row=total)
         if item.id in seen:
             duplicates += 1
             # Of two contents under one id the same one must win in every file order.
             if item.id in chosen:
-                chosen[item.id] = min(chosen[item.id], item, key=astuple)
+                chosen[item.id] = min(chosen[item.id], item, key=_ordered)
             continue
         seen.add(item.id)
         chosen[item.id] = item

@@ -54,7 +54,8 @@ def load_data(config: "SFTConfig") -> "StageData":
 
 
 def _conversation(problem: corpora.Problem) -> corpora.Conversation:
-    return corpora.Conversation(problem.id, corpora.problem_messages(problem), "gsm8k")
+    messages = corpora.problem_messages(problem)
+    return corpora.Conversation(problem.id, messages, "gsm8k", problem.row)
 
 
 def main(argv: list[str] | None = None) -> int:
