@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import answers, corpora
+from domain_tokens import answers, corpora, sources
 from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
 from domain_tokens.injection import find_facts
 from domain_tokens.vocabulary import FACTS, Layout
@@ -144,11 +144,14 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.evaluation
     decode = {**settings.model_dump(), "greedy": True}
     data = {"source": config.data.source, "test": loaded.fingerprint}
+    if loaded.dropped:
+        data["dropped"] = dict(loaded.dropped)
+        print(*loaded.notes(), flush=True)
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
-    sources = corpora.file_hashes(config.data.source, split=config.data.split)
-    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=sources)
+    files = sources.file_hashes(config.data.source, split=config.data.split)
+    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=files)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
