@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens import checkpoints, hardware, run_card, validation
-from domain_tokens.command_line import CONDITIONS, add_config_arguments, add_output_arguments
+from domain_tokens.command_line import (
+    CONDITIONS,
+    SEED,
+    add_config_arguments,
+    add_output_arguments,
+)
 from domain_tokens.corpora import digest, load_questions
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
@@ -33,7 +38,7 @@ def add_stage_arguments(
     parser.set_defaults(usual_validation=usual)
     parser.add_argument("--model-path", required=True, metavar="DIR", help="parent checkpoint")
     parser.add_argument("--condition", required=True, choices=CONDITIONS)
-    parser.add_argument("--seed", type=int, help="overrides training.seed")
+    parser.add_argument("--seed", type=SEED, help="overrides training.seed")
     parser.add_argument(
         "--cross-base",
         action="store_true",

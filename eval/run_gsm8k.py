@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens import answers, corpora, sources
-from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
+from domain_tokens.command_line import COUNT, Parser, add_evaluation_arguments, overrides_of, run
 from domain_tokens.injection import find_facts
 from domain_tokens.vocabulary import FACTS, Layout
 
@@ -31,7 +31,7 @@ PERMUTATIONS = 2000  # of the golds, for the matched floor
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("--max-samples", type=int, metavar="N", help="only N items, by hash")
+    parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N items, by hash")
     parser.add_argument("--split", help="overrides data.split")
     add_evaluation_arguments(parser, "eval/configs/gsm8k.yaml")
     return parser.parse_args(argv)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from domain_tokens import corpora, run_card, vocabulary
 from domain_tokens.checkpoints import load_tokenizer
-from domain_tokens.command_line import Parser, run
+from domain_tokens.command_line import COUNT, Parser, run
 from domain_tokens.examples import Conversation, problem_messages
 from domain_tokens.injection import find_facts, near_misses
 
@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", required=True, choices=("conversations", "problems"))
     parser.add_argument("--split", default="train")
     parser.add_argument("--mode", default="weak", choices=("weak", "strict"))
-    parser.add_argument("--max-samples", type=int, metavar="N", help="only N rows, by hash")
+    parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N rows, by hash")
     parser.add_argument("--tokenizer", metavar="DIR", help="default: GPT-2's")
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     return parser.parse_args(argv)
