@@ -41,7 +41,7 @@ def enlarge(data: Path, count: int, folder: Path) -> Path:
 
 def ours(args: argparse.Namespace, file: Path) -> int:
     """Prepare as sft_tulu.py does; return the number of examples."""
-    from domain_tokens import checkpoints, corpora, preparation
+    from domain_tokens import checkpoints, corpora, preparation, sources
     from domain_tokens.prompts import Renderer
 
     def load() -> preparation.StageData:
@@ -54,20 +54,20 @@ def ours(args: argparse.Namespace, file: Path) -> int:
         )
 
     renderer = Renderer(checkpoints.load_tokenizer(Path(args.model_path)), inject=True)
-    identity = corpora.source_identity(str(file), split="train")
+    identity = sources.source_identity(str(file), split="train")
     found = preparation.prepare(load, renderer, max_length=MAX_LENGTH, identity=identity)
     return len(found.train)
 
 
 def decontaminate(args: argparse.Namespace, file: Path) -> int:
     """Look every row up in the index of test questions; return the number of rows."""
-    from domain_tokens import corpora
+    from domain_tokens import corpora, decontamination
 
     rows = corpora.load_conversations(str(file), split="train", limit=None, subset_seed=42).items
     test = corpora.load_problems(args.test, split="test", limit=None, subset_seed=42)
     start = time.perf_counter()
-    finder = corpora.Decontaminator([problem.question for problem in test.items])
-    found = sum(corpora.find_repeat(finder, row) is not None for row in rows)
+    finder = decontamination.Decontaminator([problem.question for problem in test.items])
+    found = sum(decontamination.find_repeat(finder, row) is not None for row in rows)
     seconds = time.perf_counter() - start
     print(f"{len(rows)} rows × {len(test.items)} questions: {seconds:.1f} s, {found} repeats")
     return len(rows)

@@ -38,6 +38,7 @@ def prepare(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     import torch
 
     from domain_tokens import checkpoints, corpora
+    from domain_tokens.examples import problem_messages
     from domain_tokens.prompts import Renderer
 
     folder = Path(args.model_path)
@@ -46,7 +47,7 @@ def prepare(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     options: dict[str, Any] = {"split": "train", "limit": args.rows, "subset_seed": 42}
     try:
         problems = corpora.load_problems(args.data, key="--data", **options).items
-        pairs = [(p.id, corpora.problem_messages(p)) for p in problems]
+        pairs = [(p.id, problem_messages(p)) for p in problems]
     except UserError:  # chat rows have messages instead of question and answer
         rows = corpora.load_conversations(args.data, key="--data", **options).items
         pairs = [(row.id, row.messages) for row in rows]

@@ -10,13 +10,46 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from domain_tokens import outputs, processes
 from domain_tokens.errors import StoppedError, UserError
 
 CONDITIONS = ("baseline", "mul_tokens")  # the two arms
+ROOT = Path(__file__).parents[1]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """The type of an argument that is a number within bounds, both of which are allowed."""
+
+    kind: type[int] | type[float]
+    low: float
+    high: float
+
+    def __call__(self, text: str) -> float:
+        """Read the number; raises argparse's error where it is none or out of bounds."""
+        what = "a whole number" if self.kind is int else "a number"
+        wanted = f"wanted {what} from {self.low:g} to {self.high:.12g}"
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is none; {wanted}") from None
+        if not self.low <= value <= self.high:  # which NaN is not
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds; {wanted}")
+        return value
+
+
+SEED = Number(int, 0, 2**32 - 1)
+COUNT = Number(int, 1, 2**31 - 1)
+
+
+def in_repository(path: str) -> str:
+    """Return a path below the repository's root as it has to be typed in the working directory."""
+    return path if Path.cwd() == ROOT else str(ROOT / path)
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,8 +98,13 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add --config and --set, the two sources of every setting."""
-    parser.add_argument("--config", default=default, metavar="FILE", help="YAML (%(default)s)")
+    """Add --config and --set, the two sources of every setting.
+
+    default: a path below the repository's root, wherever the script is called; a path that is given
+    is one from the working directory.
+    """
+    found = in_repository(default)
+    parser.add_argument("--config", default=found, metavar="FILE", help=f"YAML ({default})")
     parser.add_argument(
         "--set",
         action="append",
@@ -81,8 +119,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, default_config: st
     """Add the arguments that both evaluations take."""
     parser.add_argument("--model-path", required=True, metavar="DIR")
     parser.add_argument("--condition", required=True, choices=CONDITIONS)
-    parser.add_argument("--batch-size", type=int, metavar="N", help="rows that decode together")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--batch-size", type=COUNT, metavar="N", help="rows that decode together")
+    parser.add_argument("--max-new-tokens", type=COUNT, metavar="N")
     add_output_arguments(parser)
     add_config_arguments(parser, default_config)
 

@@ -1,54 +1,54 @@
 """YAML files and --set overrides become one validated, frozen config."""
 
 import difflib
-import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from domain_tokens import yaml_values
 from domain_tokens.errors import UserError
 
+MAX_SEED = 2**32 - 1  # of NumPy's generators
+MAX_COUNT = 2**31 - 1  # rows, tokens, steps
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads `2e-5` as a number (YAML 1.1 wants `2.0e-5`)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+# A test walks all configs: every number has bounds, so that none ends as a traceback in a library.
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Width = Annotated[int, Field(ge=1, le=2**20)]  # of a model, of a row, of a batch
+Rate = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of a config: frozen, strictly typed, unknown keys refused."""
+    """A part of a config: frozen, strictly typed, unknown keys and infinite numbers refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrainingSection(Section):
     """How one SFT stage trains; one optimizer step is batch_size × accumulation examples."""
 
-    max_length: int = Field(gt=1)
-    batch_size: int = Field(gt=0)
-    gradient_accumulation_steps: int = Field(gt=0)
-    num_epochs: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    warmup_ratio: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    max_train_samples: int | None = Field(gt=0)
-    max_val_samples: int = Field(ge=0)
-    seed: int = 42
+    max_length: int = Field(ge=2, le=2**20)
+    batch_size: Width
+    gradient_accumulation_steps: Width
+    num_epochs: int = Field(ge=1, le=10_000)
+    learning_rate: Rate
+    warmup_ratio: Decay
+    weight_decay: float = Field(ge=0, le=10)
+    max_train_samples: Count | None
+    max_val_samples: CountOrNone
+    seed: Seed = 42
     loss_on: Literal["assistant", "all"] = "assistant"
     packing: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    logging_steps: int = Field(10, gt=0)
-    save_steps: int = Field(500, gt=0)
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+    logging_steps: Count = 10
+    save_steps: Count = 500
 
 
 class DataSection(Section):
@@ -58,8 +58,8 @@ class DataSection(Section):
     split: str = "train"
     validation_source: str | None = None
     validation_split: str | None = None
-    holdout: int | None = Field(None, gt=0)
-    subset_seed: int = 42
+    holdout: Count | None = None
+    subset_seed: Seed = 42
     injection_mode: Literal["weak", "strict"] = "weak"
     decontaminate_against: str | None = None
     decontaminate_split: str = "test"
@@ -92,11 +92,17 @@ class SFTConfig(Section):
 class ModelSection(Section):
     """The shape of a GPT-2 that is trained from scratch."""
 
-    n_layer: int = Field(gt=0)
-    n_embd: int = Field(gt=0)
-    n_head: int = Field(gt=0)
-    n_positions: int = Field(gt=1)
-    initializer_range: float = Field(0.02, gt=0)
+    n_layer: int = Field(ge=1, le=1000)
+    n_embd: Width
+    n_head: Width
+    n_positions: int = Field(ge=2, le=2**20)
+    initializer_range: Rate = 0.02
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "ModelSection":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}")
+        return self
 
 
 class TextSection(Section):
@@ -122,10 +128,10 @@ class GSM8KSection(Section):
     floor, the first 16 that are not the gold answer are the distractors of G2.
     """
 
-    batch_size: int = Field(gt=0)
-    max_new_tokens: int = Field(gt=0)
-    rationales: int = Field(16, ge=0)
-    rationale_seed: int = 42
+    batch_size: Width
+    max_new_tokens: Width
+    rationales: int = Field(16, ge=0, le=10_000)
+    rationale_seed: Seed = 42
     frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -140,13 +146,13 @@ class GSM8KEvalConfig(Section):
 class ProbeSection(Section):
     """How the arithmetic probes are put and answered."""
 
-    batch_size: int = Field(gt=0)
-    max_new_tokens: int = Field(gt=0)
+    batch_size: Width
+    max_new_tokens: Width
     forced_start: str
     suite: Literal["seed", "full"] = "seed"
-    seed: int = 42
-    multidigit: int = Field(100, gt=0)
-    additions: int = Field(100, gt=0)
+    seed: Seed = 42
+    multidigit: int = Field(100, ge=1, le=1_000_000)
+    additions: int = Field(100, ge=1, le=1_000_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
@@ -163,11 +169,11 @@ class AnalysisPlan(Section):
     margins: equivalence margins, a1 in nats, g1 as a fraction.
     """
 
-    seeds: int = Field(ge=5)
-    alpha: float = Field(gt=0, lt=1)
-    confidence: float = Field(gt=0, lt=1)
-    power: float = Field(gt=0, lt=1)
-    margins: dict[Literal["a1", "g1"], float]
+    seeds: int = Field(ge=5, le=10_000)
+    alpha: Share
+    confidence: Share
+    power: Share
+    margins: dict[Literal["a1", "g1"], Annotated[float, Field(gt=0, le=1000)]]
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -176,16 +182,17 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> ConfigT:
     """Read a YAML file, apply `a.b=value` overrides and validate the whole.
 
-    Raises UserError for a missing file, broken YAML, an unknown key (naming the nearest valid
-    one) or a value of the wrong type.
+    Raises UserError for a missing file, broken YAML, a key that is there twice, an empty value, an
+    unknown key (naming the nearest valid one) or a value of the wrong type or out of bounds.
     """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"config {file} not found; wanted a YAML file, as in sft/configs")
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from None
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {file} cannot be read ({error}); wanted UTF-8 text") from None
+    tree = yaml_values.read(text, str(file))
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds {type(tree).__name__}; wanted a mapping of sections")
     for override in overrides:
@@ -200,10 +207,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: wanted KEY=VALUE, as in training.batch_size=2")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML; quote it") from None
+    value = yaml_values.read_value(text, f"--set {override}")
     *parents, last = key.strip().split(".")
     node = tree
     for part in parents:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from domain_tokens.command_line import CONDITIONS
+from domain_tokens.command_line import CONDITIONS, ROOT, in_repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Stage:
     resumable: bool = True
 
     def __str__(self) -> str:
-        return f"uv run python {self.script} {shlex.join(self.arguments)}"
+        project = "" if Path.cwd() == ROOT else f" --project {shlex.quote(str(ROOT))}"
+        return f"uv run{project} python {in_repository(self.script)} {shlex.join(self.arguments)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class Plan:
         return self.root / f"{stage}_{condition}{replicate.suffix}"
 
     def _config(self, stage: str) -> str:
-        return f"sft/configs/{'demo/' if self.demo else ''}{stage}.yaml"
+        return in_repository(f"sft/configs/{'demo/' if self.demo else ''}{stage}.yaml")
 
     def _sources(self, **keys: str) -> list[str]:
         """Return --set overrides where the demo's corpora lie elsewhere than its YAML says."""
@@ -179,7 +180,7 @@ class Plan:
     def _evaluate(self, condition: str, replicate: Replicate) -> Iterator[Stage]:
         model, folder = (self._folder(s, condition, replicate) for s in ("sft_gsm8k", "eval"))
         paths = ["--model-path", str(model), "--output-dir", str(folder), "--condition", condition]
-        config = ["--config", "eval/configs/demo/gsm8k.yaml"] if self.demo else []
+        config = ["--config", in_repository("eval/configs/demo/gsm8k.yaml")] if self.demo else []
         problems = [*paths, *config, *self._sources(source="test")]
         before = [model / "sft_results.json"]
         yield Stage("eval/run_gsm8k.py", problems, before, folder / "gsm8k_results.json")

@@ -20,13 +20,28 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domain_tokens import run_card
-from domain_tokens.corpora import Conversation, Decontaminator, find_repeat
+from domain_tokens.decontamination import Decontaminator, find_repeat
 from domain_tokens.errors import UserError
+from domain_tokens.examples import Conversation
 from domain_tokens.prompts import Example, Renderer
 
 CHUNK = 250  # conversations that a worker gets at a time
 POOL_FROM = 4000  # conversations; below, starting workers costs more than they save
-CODE = ("preparation.py", "corpora.py", "prompts.py", "injection.py", "vocabulary.py")
+# All that decides what is kept; a test follows the imports.
+CODE = (
+    "preparation.py",
+    "row_files.py",
+    "sources.py",
+    "examples.py",
+    "corpora.py",
+    "decontamination.py",
+    "validation.py",
+    "prompts.py",
+    "injection.py",
+    "vocabulary.py",
+    "../sft/sft_tulu.py",
+    "../sft/sft_gsm8k.py",
+)
 SCHEMA = pa.schema(
     {
         "id": pa.large_string(),
@@ -44,25 +59,35 @@ SCHEMA = pa.schema(
 class StageData:
     """What a stage was given to train and validate on, before it is decontaminated and rendered.
 
-    eval_split says where the validation rows are from; test_questions are what no training row may
-    repeat; dropped counts what was left out so far, by reason.
+    eval_split says where the validation rows are from, None that there are none; test_questions are
+    what no training row may repeat; dropped and validation_dropped count what was left out so far,
+    by reason; irregular holds the row numbers of what could not be read; notes are lines to show.
     """
 
     train: list[Conversation]
     validation: list[Conversation]
-    eval_split: str
+    eval_split: str | None
     fingerprint: dict[str, str]
-    dropped: Counter = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    validation_dropped: Counter[str] = field(default_factory=Counter)
+    irregular: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     test_questions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of the rows: drops by reason, those that repeat a test question, the sources."""
+    """What became of the rows: drops by reason, those that repeat a test question, the sources.
 
-    eval_split: str
+    irregular: why training rows could not be read -> their 1-based numbers. notes: lines to show.
+    """
+
+    eval_split: str | None
     fingerprint: dict[str, str]
     dropped: dict[str, int]
+    validation_dropped: dict[str, int]
+    irregular: dict[str, list[int]]
+    notes: list[str]
     listed_drops: list[dict[str, Any]]
     source_composition: dict[str, int]
 
@@ -191,7 +216,7 @@ def render(
 ) -> tuple[pa.Table, Counter, list[dict]]:
     """Return the table of rendered examples in the order of rows, drops by reason, and repeats.
 
-    test_questions: a row of which a user turn repeats one is dropped and listed.
+    test_questions: a row of which a turn repeats one is dropped and listed.
     """
     work = _Work(renderer, max_length, Decontaminator(test_questions) if test_questions else None)
     tables, dropped, listed = [table_of([])], Counter(), []
@@ -230,7 +255,7 @@ def prepare(
 
 def key_of(identity: dict[str, Any]) -> str:
     """Return the key under which examples are kept: a hash of identity and of the code."""
-    code = run_card.hash_files(Path(__file__).with_name(name) for name in CODE)
+    code = run_card.hash_files(Path(__file__).parent / name for name in CODE)
     tree = {"identity": identity, "formats": run_card.formats(), "code": code}
     return run_card.hash_json(tree)[:32]
 
@@ -274,13 +299,18 @@ def _tables(
     train, dropped, listed = render(
         renderer, data.train, max_length=max_length, test_questions=data.test_questions
     )
-    validation, _, _ = render(renderer, data.validation, max_length=max_length, name="validation")
+    validation, lost, _ = render(
+        renderer, data.validation, max_length=max_length, name="validation"
+    )
     sources = {row.id: row.source for row in data.train}
     composition = Counter(sources[i] for i in train["id"].to_pylist())
     account = Account(
         data.eval_split,
         data.fingerprint,
         dict(dropped + data.dropped),
+        dict(lost + data.validation_dropped),
+        data.irregular,
+        data.notes,
         listed,
         dict(composition.most_common()),
     )

@@ -5,27 +5,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import checkpoints, corpora, hardware, run_card
-from domain_tokens.command_line import CONDITIONS, add_config_arguments, add_output_arguments
-from domain_tokens.corpora import digest, load_problems
+from domain_tokens import checkpoints, hardware, run_card, validation
+from domain_tokens.command_line import (
+    CONDITIONS,
+    SEED,
+    add_config_arguments,
+    add_output_arguments,
+)
+from domain_tokens.corpora import digest, load_questions
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
+from domain_tokens.sources import file_hashes, source_identity
 from domain_tokens.tracking import named, require
 
 if TYPE_CHECKING:
     from domain_tokens.config import DataSection, SFTConfig
-    from domain_tokens.preparation import Prepared, StageData
+    from domain_tokens.preparation import Account, Prepared, StageData
     from domain_tokens.prompts import Renderer
+    from domain_tokens.validation import Usual
 
 
 FLAGS = {"seed": "training.seed"}  # arguments that are short for config keys
 
 
-def add_stage_arguments(parser: argparse.ArgumentParser, default_config: str) -> None:
-    """Add the arguments that both training stages take."""
+def add_stage_arguments(
+    parser: argparse.ArgumentParser, default_config: str, *, usual: "Usual"
+) -> None:
+    """Add the arguments that both training stages take.
+
+    usual: what the stage validates on where the config names nothing.
+    """
+    parser.set_defaults(usual_validation=usual)
     parser.add_argument("--model-path", required=True, metavar="DIR", help="parent checkpoint")
     parser.add_argument("--condition", required=True, choices=CONDITIONS)
-    parser.add_argument("--seed", type=int, help="overrides training.seed")
+    parser.add_argument("--seed", type=SEED, help="overrides training.seed")
     parser.add_argument(
         "--cross-base",
         action="store_true",
@@ -60,21 +73,27 @@ def open_stage(
     return workspace, parent
 
 
-def sources(data: "DataSection") -> list[tuple[str, str, str]]:
-    """Return config key, source and split of everything that a stage reads."""
-    found = [
-        ("data.source", data.source, data.split),
-        ("data.validation_source", data.validation_source, data.validation_split or "validation"),
-        ("data.decontaminate_against", data.decontaminate_against, data.decontaminate_split),
-    ]
-    return [(key, source, split) for key, source, split in found if source is not None]
+def sources(config: "SFTConfig", usual: "Usual") -> list[tuple[str, str, str]]:
+    """Return config key, source and split of everything that a stage reads.
+
+    usual: what the stage validates on where the config names nothing.
+    """
+    data = config.data
+    found = [("data.source", data.source, data.split)]
+    other = validation.other_place(config, usual)
+    if other is not None:
+        found.append((validation.KEY, *other))
+    if data.decontaminate_against is not None:
+        place = data.decontaminate_against, data.decontaminate_split
+        found.append(("data.decontaminate_against", *place))
+    return found
 
 
-def source_files(data: "DataSection") -> dict[str, str]:
+def source_files(config: "SFTConfig", usual: "Usual") -> dict[str, str]:
     """Return path and SHA-256 of all local files that a stage reads."""
     files = {}
-    for key, source, split in sources(data):
-        files |= corpora.file_hashes(source, split=split, key=key)
+    for key, source, split in sources(config, usual):
+        files |= file_hashes(source, split=split, key=key)
     return files
 
 
@@ -82,14 +101,11 @@ def test_questions(data: "DataSection") -> list[str]:
     """Return the questions that no training row may repeat; none where the config says null."""
     if data.decontaminate_against is None:
         return []
-    test = load_problems(
+    return load_questions(
         data.decontaminate_against,
         split=data.decontaminate_split,
-        limit=None,
-        subset_seed=data.subset_seed,
         key="data.decontaminate_against",
     )
-    return [problem.question for problem in test.items]
 
 
 def prepare(
@@ -106,7 +122,10 @@ def prepare(
     settings = config.training
     limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
     identity = {
-        "sources": [corpora.source_identity(s, split=p, key=k) for k, s, p in sources(config.data)],
+        "sources": [
+            source_identity(source, split=split, key=key)
+            for key, source, split in sources(config, args.usual_validation)
+        ],
         "data": config.data.model_dump(),
         "training": {name: getattr(settings, name) for name in limits},
         "tokenizer": checkpoints.tokenizer_hash(Path(args.model_path)),
@@ -119,6 +138,11 @@ def prepare(
     if not found.train:
         dropped = found.account.dropped
         raise UserError(f"no training example is left (dropped: {dropped}); see data.source")
+    if not found.validation and found.account.eval_split is not None:
+        raise UserError(
+            f"{_validation_drops(found.account)}, none is left; see {validation.KEY}, or write "
+            "training.max_val_samples=0"
+        )
     return found
 
 
@@ -189,7 +213,7 @@ def summary(results: dict[str, Any], folder: str, name: str) -> str:
     loss, mfu = results["eval_loss"], results["mfu"]
     lines = [
         ("train loss", f"{results['train_loss']:.4f}"),
-        (f"{results['eval_split']} loss", "-" if loss is None else f"{loss:.4f}"),
+        (f"{results['eval_split'] or 'validation'} loss", "-" if loss is None else f"{loss:.4f}"),
         ("optimizer steps", f"{results['optimizer_steps']:,}"),
         ("tokens", f"{results['tokens']:,} ({results['supervised_tokens']:,} supervised)"),
         (
@@ -220,11 +244,21 @@ def _refuse_longer_than_context(model: Any, max_length: int) -> None:
 def _announcement(data: "Prepared", plan: Any) -> str:
     dropped = sorted(data.account.dropped.items())
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped) or "none"
-    return (
+    lines = [
+        *data.account.notes,
         f"{len(data.train)} examples ({sum(e.truncated for e in data.train)} truncated; "
         f"dropped: {lost}), {sum(plan.tokens):,} tokens in {len(plan.steps):,} optimizer steps, "
-        f"{sum(plan.supervised):,} supervised, {sum(e.facts for e in data.train):,} fact tokens"
-    )
+        f"{sum(plan.supervised):,} supervised, {sum(e.facts for e in data.train):,} fact tokens",
+    ]
+    if data.account.validation_dropped:
+        lines.append(f"{_validation_drops(data.account)}, {len(data.validation)} left")
+    return "\n".join(lines)
+
+
+def _validation_drops(account: "Account") -> str:
+    lost = account.validation_dropped
+    reasons = ", ".join(f"{n} {reason}" if len(lost) > 1 else reason for reason, n in lost.items())
+    return f"validation: {sum(lost.values())} dropped ({reasons or 'there were no rows'})"
 
 
 def _results(
@@ -242,6 +276,8 @@ def _results(
         "tokens": sum(plan.tokens),
         "supervised_tokens": sum(plan.supervised),
         "dropped": account.dropped,
+        "validation_dropped": account.validation_dropped,
+        "irregular_rows": account.irregular,
         "truncated": sum(e.truncated for e in examples),
         "injected_examples": touched,
         "injected_tokens": sum(e.facts for e in examples),
@@ -290,7 +326,7 @@ def _finish(
         "identity": workspace.identity,
         "formats": run_card.formats(),
         "data": data.account.fingerprint,
-        "sources": source_files(config.data),
+        "sources": source_files(config, args.usual_validation),
         "order_digest": results["order_digest"],
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),

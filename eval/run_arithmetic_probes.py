@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens import answers
-from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
+from domain_tokens.command_line import SEED, Parser, add_evaluation_arguments, overrides_of, run
 from domain_tokens.probes import TABLE, probes
 
 EXAMPLE = (
@@ -26,7 +26,7 @@ CATEGORIES = ("mul_table", "mul_multidigit", "addition")
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("--seed", type=int, help="which probes are sampled")
+    parser.add_argument("--seed", type=SEED, help="which probes are sampled")
     parser.add_argument("--suite", choices=("seed", "full"), help="281 probes, or all there are")
     add_evaluation_arguments(parser, "eval/configs/arithmetic_probes.yaml")
     return parser.parse_args(argv)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import answers, corpora
-from domain_tokens.command_line import Parser, add_evaluation_arguments, overrides_of, run
+from domain_tokens import answers, corpora, sources
+from domain_tokens.command_line import COUNT, Parser, add_evaluation_arguments, overrides_of, run
 from domain_tokens.injection import find_facts
 from domain_tokens.vocabulary import FACTS, Layout
 
@@ -31,7 +31,7 @@ PERMUTATIONS = 2000  # of the golds, for the matched floor
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("--max-samples", type=int, metavar="N", help="only N items, by hash")
+    parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N items, by hash")
     parser.add_argument("--split", help="overrides data.split")
     add_evaluation_arguments(parser, "eval/configs/gsm8k.yaml")
     return parser.parse_args(argv)
@@ -146,11 +146,14 @@ def main(argv: list[str] | None = None) -> int:
     answers.refuse_unreadable(settings.frequent_answers, key="evaluation.frequent_answers")
     decode = {**settings.model_dump(), "greedy": True}
     data = {"source": config.data.source, "test": loaded.fingerprint}
+    if loaded.dropped:
+        data["dropped"] = dict(loaded.dropped)
+        print(*loaded.notes(), flush=True)
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
-    sources = corpora.file_hashes(config.data.source, split=config.data.split)
-    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=sources)
+    files = sources.file_hashes(config.data.source, split=config.data.split)
+    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=files)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.command_line import Parser, run
+from domain_tokens.command_line import COUNT, SEED, Number, Parser, run
 from domain_tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ EXAMPLE = (
     "uv run python sample/text_completion.py --model-path outputs/sft_gsm8k_baseline "
     'outputs/sft_gsm8k_mul_tokens --question "What is 6 times 9?"'
 )
+HEAT = Number(float, 0, 1000)
+SHARE = Number(float, 1e-9, 1)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -35,25 +37,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--question", metavar="TEXT", help="a user turn to answer")
     what.add_argument("--interactive", action="store_true", help="chat; /reset, /quit")
     parser.add_argument("--json", action="store_true", help="print a JSON object per response")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="(%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
-    parser.add_argument("--top-k", type=int, metavar="N", help="only the N most likely tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest mass P")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
-    parser.add_argument("--seed", type=int, default=42, help="(%(default)s)")
+    parser.add_argument("--num-samples", type=COUNT, default=1, metavar="N", help="(%(default)s)")
+    parser.add_argument("--temperature", type=HEAT, default=0.0, help="0: greedy (%(default)s)")
+    parser.add_argument("--top-k", type=COUNT, metavar="N", help="only the N most likely tokens")
+    parser.add_argument("--top-p", type=SHARE, metavar="P", help="only the likeliest mass P")
+    parser.add_argument("--max-new-tokens", type=COUNT, default=256, metavar="N", help="(256)")
+    parser.add_argument("--seed", type=SEED, default=42, help="(%(default)s)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     args = parser.parse_args(argv)
     told = args.prompt is not None or args.question is not None or args.interactive
     if not told and asked_at_terminal():
         raise UserError("give --prompt, --question or --interactive, or questions through a pipe")
-    for name in ("num_samples", "max_new_tokens", "top_k"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; wanted 1 or more")
-    if args.temperature < 0:
-        raise UserError(f"--temperature is {args.temperature}; wanted 0 (greedy) or more")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise UserError(f"--top-p is {args.top_p}; wanted more than 0 and at most 1")
     if args.temperature == 0 and (args.num_samples > 1 or args.top_k or args.top_p):
         raise UserError(
             "greedy decoding has one answer and no --top-k or --top-p; add --temperature 0.8"

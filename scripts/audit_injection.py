@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from domain_tokens import corpora, run_card, vocabulary
 from domain_tokens.checkpoints import load_tokenizer
-from domain_tokens.command_line import Parser, run
-from domain_tokens.corpora import Conversation, problem_messages
+from domain_tokens.command_line import COUNT, Parser, run
+from domain_tokens.examples import Conversation, problem_messages
 from domain_tokens.injection import find_facts, near_misses
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", required=True, choices=("conversations", "problems"))
     parser.add_argument("--split", default="train")
     parser.add_argument("--mode", default="weak", choices=("weak", "strict"))
-    parser.add_argument("--max-samples", type=int, metavar="N", help="only N rows, by hash")
+    parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N rows, by hash")
     parser.add_argument("--tokenizer", metavar="DIR", help="default: GPT-2's")
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     return parser.parse_args(argv)
@@ -42,9 +42,13 @@ def load(args: argparse.Namespace) -> list[Conversation]:
     """Load the rows, problems as conversations."""
     options: dict[str, Any] = {"split": args.split, "limit": args.max_samples, "subset_seed": 42}
     if args.kind == "conversations":
-        return corpora.load_conversations(args.source, key="--source", **options).items
-    problems = corpora.load_problems(args.source, key="--source", **options).items
-    return [Conversation(p.id, problem_messages(p), args.source) for p in problems]
+        loaded = corpora.load_conversations(args.source, key="--source", **options)
+        rows = loaded.items
+    else:
+        loaded = corpora.load_problems(args.source, key="--source", **options)
+        rows = [Conversation(p.id, problem_messages(p), args.source, p.row) for p in loaded.items]
+    print(*loaded.notes(), sep="\n", end="\n" * bool(loaded.dropped))
+    return rows
 
 
 def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str, Any]:

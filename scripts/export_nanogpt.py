@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from domain_tokens.command_line import CONDITIONS, Parser, add_output_arguments, run
+from domain_tokens.command_line import CONDITIONS, SEED, Parser, add_output_arguments, run
 from domain_tokens.outputs import Workspace, open_workspace
 
 EXAMPLE = (
@@ -25,7 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=("gelu", "gelu_pytorch_tanh"),
         help="not stored in such files; default: exact with model_args, tanh with config",
     )
-    parser.add_argument("--seed", type=int, default=42, help="of new fact rows")
+    parser.add_argument("--seed", type=SEED, default=42, help="of new fact rows")
     add_output_arguments(parser)
     return parser.parse_args(argv)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from domain_tokens import bases, checkpoints
 from domain_tokens.bases import Source
-from domain_tokens.command_line import CONDITIONS, Parser, add_output_arguments, run
+from domain_tokens.command_line import CONDITIONS, SEED, Parser, add_output_arguments, run
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace, open_workspace
 
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", metavar="DIR|HUB_ID", help="default: the source's or GPT-2's"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of random weights and fact rows")
+    parser.add_argument("--seed", type=SEED, default=42, help="of random weights and fact rows")
     parser.add_argument(
         "--set",
         action="append",

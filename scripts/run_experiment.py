@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from domain_tokens.command_line import CONDITIONS, Parser, run
+from domain_tokens.command_line import CONDITIONS, SEED, Number, Parser, run
 from domain_tokens.errors import UserError
 from domain_tokens.plan import Plan, Stage
 
 EXAMPLE = "uv run python scripts/run_experiment.py --profile demo"
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS_SEED = 42
+RATE = Number(float, 1e-12, 1)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,11 +31,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output-root", default="outputs", metavar="DIR", help="(outputs)")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="default: the configs' 42"
+        "--seeds", type=SEED, nargs="+", metavar="N", help="default: the configs' 42"
     )
     parser.add_argument(
         "--learning-rates",
-        type=float,
+        type=RATE,
         nargs="+",
         metavar="X",
         help="of both SFT stages; each has a comparison of its own (default: the configs')",
@@ -42,7 +43,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="print the commands only")
     only.add_argument("--corpora-only", action="store_true", help="write the demo's corpora, stop")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("seeds", "learning_rates"):
+        given = getattr(args, name) or []
+        twice = next((value for value in given if given.count(value) > 1), None)
+        if twice is not None:
+            raise UserError(f"--{name.replace('_', '-')} names {twice} twice; wanted each once")
+    return args
 
 
 def load_script(path: str) -> ModuleType:

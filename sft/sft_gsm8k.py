@@ -2,11 +2,12 @@
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from domain_tokens import corpora, sft
+from domain_tokens import corpora, sft, validation
 from domain_tokens.command_line import Parser, overrides_of, run
 from domain_tokens.errors import UserError
+from domain_tokens.examples import Conversation, Problem, problem_messages
 
 if TYPE_CHECKING:
     from domain_tokens.config import SFTConfig
@@ -18,6 +19,7 @@ EXAMPLE = (
     "--config sft/configs/gsm8k.yaml"
 )
 RESULTS = "sft_results.json"
+USUAL: "validation.Usual" = "test"
 
 
 def load_data(config: "SFTConfig") -> "StageData":
@@ -25,42 +27,51 @@ def load_data(config: "SFTConfig") -> "StageData":
     from domain_tokens.preparation import StageData
 
     data, settings = config.data, config.training
-    loaded = corpora.load_problems(
-        data.source,
-        split=data.split,
-        limit=None if data.holdout else settings.max_train_samples,
-        subset_seed=data.subset_seed,
-    )
-    rows, held = loaded.items, []
-    fingerprint = {"train": loaded.fingerprint}
-    eval_split = data.validation_split or "test"
+    options: dict[str, Any] = {"subset_seed": data.subset_seed}
+    limit = None if data.holdout else settings.max_train_samples
+    loaded = corpora.load_problems(data.source, split=data.split, limit=limit, **options)
+    rows, held, eval_split = loaded.items, [], None
+    fingerprint, notes = {"train": loaded.fingerprint}, loaded.notes()
+    lost: Counter[str] = Counter()
+    place = validation.other_place(config, USUAL)
     if data.holdout:
         rows, held = corpora.hold_out(rows, count=data.holdout, seed=data.subset_seed)
         rows, eval_split = rows[: settings.max_train_samples], "holdout"
-    elif settings.max_val_samples:
+    elif place:
+        source, eval_split = place
         other = corpora.load_problems(
-            data.validation_source or data.source,
+            source,
             split=eval_split,
             limit=settings.max_val_samples,
-            subset_seed=data.subset_seed,
-            key="data.validation_source",
+            key=validation.KEY,
+            **options,
         )
         fingerprint["validation"] = other.fingerprint
-        held = other.items
-    dropped = Counter(duplicate=loaded.duplicates)
-    train, validation = ([_conversation(p) for p in part] for part in (rows, held))
-    questions = sft.test_questions(data)
-    return StageData(train, validation, eval_split, fingerprint, +dropped, questions)
+        held, lost, notes = other.items, other.dropped, notes + other.notes()
+    elif settings.max_val_samples:
+        notes = [*notes, validation.no_test_rows(data)]
+    held, known = validation.apart(held, rows)
+    return StageData(
+        [_conversation(problem) for problem in rows],
+        [_conversation(problem) for problem in held],
+        eval_split,
+        fingerprint,
+        dropped=loaded.dropped,
+        validation_dropped=lost + known,
+        irregular=loaded.irregular,
+        notes=notes,
+        test_questions=sft.test_questions(data),
+    )
 
 
-def _conversation(problem: corpora.Problem) -> corpora.Conversation:
-    return corpora.Conversation(problem.id, corpora.problem_messages(problem), "gsm8k")
+def _conversation(problem: Problem) -> Conversation:
+    return Conversation(problem.id, problem_messages(problem), "gsm8k", problem.row)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on grade-school problems."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    sft.add_stage_arguments(parser, "sft/configs/gsm8k.yaml")
+    sft.add_stage_arguments(parser, "sft/configs/gsm8k.yaml", usual=USUAL)
     parser.add_argument(
         "--inject-mul-tokens",
         action="store_true",

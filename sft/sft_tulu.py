@@ -2,9 +2,9 @@
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from domain_tokens import corpora, sft
+from domain_tokens import corpora, sft, validation
 from domain_tokens.command_line import Parser, overrides_of, run
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ EXAMPLE = (
     "--output-dir outputs/sft_tulu_baseline --condition baseline --config sft/configs/tulu.yaml"
 )
 RESULTS = "tulu_sft_results.json"
+USUAL: "validation.Usual" = "holdout"
 
 
 def load_data(config: "SFTConfig") -> "StageData":
@@ -23,41 +24,44 @@ def load_data(config: "SFTConfig") -> "StageData":
     from domain_tokens.preparation import StageData
 
     data, settings = config.data, config.training
+    options: dict[str, Any] = {"subset_seed": data.subset_seed}
     wanted = settings.max_train_samples
-    own_validation = data.validation_source in (None, data.source)
-    held = settings.max_val_samples if own_validation else 0
-    loaded = corpora.load_conversations(
-        data.source,
-        split=data.split,
-        limit=None if wanted is None else wanted + held,
-        subset_seed=data.subset_seed,
-    )
-    rows = loaded.items
-    fingerprint = {"train": loaded.fingerprint}
-    dropped = Counter(duplicate=loaded.duplicates)
-    if own_validation:
-        held = min(held, len(rows) // 10)
-        validation = rows[len(rows) - held :] if held else []
-        rows = rows[: len(rows) - held][:wanted]
-    else:
+    place = validation.other_place(config, USUAL)
+    held = 0 if place else settings.max_val_samples
+    limit = None if wanted is None else wanted + held
+    loaded = corpora.load_conversations(data.source, split=data.split, limit=limit, **options)
+    rows, fingerprint, notes = loaded.items, {"train": loaded.fingerprint}, loaded.notes()
+    lost: Counter[str] = Counter()
+    if place:
+        source, split = place
         other = corpora.load_conversations(
-            data.validation_source or "",
-            split=data.validation_split or "validation",
-            limit=settings.max_val_samples,
-            subset_seed=data.subset_seed,
-            key="data.validation_source",
+            source, split=split, limit=settings.max_val_samples, key=validation.KEY, **options
         )
         fingerprint["validation"] = other.fingerprint
-        ids = {row.id for row in rows}
-        validation = [row for row in other.items if row.id not in ids]
-    questions = sft.test_questions(data)
-    return StageData(rows, validation, "validation", fingerprint, +dropped, questions)
+        items, lost, notes = other.items, other.dropped, notes + other.notes()
+    else:
+        held = min(held, len(rows) // 10)
+        items, rows = rows[len(rows) - held :], rows[: len(rows) - held][:wanted]
+        if settings.max_val_samples and not held:
+            notes = [*notes, f"validation: none: {len(rows)} rows are too few to hold a tenth out"]
+    items, known = validation.apart(items, rows)
+    return StageData(
+        rows,
+        items,
+        "validation" if place or held else None,
+        fingerprint,
+        dropped=loaded.dropped,
+        validation_dropped=lost + known,
+        irregular=loaded.irregular,
+        notes=notes,
+        test_questions=sft.test_questions(data),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on the chat mixture."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    sft.add_stage_arguments(parser, "sft/configs/tulu.yaml")
+    sft.add_stage_arguments(parser, "sft/configs/tulu.yaml", usual=USUAL)
     args = parser.parse_args(argv)
     from domain_tokens.config import SFTConfig, load_config
 

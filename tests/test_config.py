@@ -3,18 +3,23 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from domain_tokens import config
 from domain_tokens.config import (
+    MAX_SEED,
     AnalysisPlan,
     GSM8KEvalConfig,
+    ModelSection,
     PretrainingConfig,
     ProbeEvalConfig,
+    Section,
     SFTConfig,
     load_config,
 )
 from domain_tokens.errors import UserError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 TULU = ROOT / "sft/configs/tulu.yaml"
 
 
@@ -61,6 +66,21 @@ def test_an_exponent_without_a_point_is_a_number():
         ("training.warmup_ratio=1.5", "training.warmup_ratio is 1.5"),
         ("training.batch_size", "wanted KEY=VALUE"),
         ("data.source=null", "data.source is None"),
+        ("data.decontaminate_against=", "an empty value; write null to mean none"),
+        ("data.decontaminate_against=  ", "an empty value; write null to mean none"),
+        ("data.decontaminate_against=# none", "YAML reads None, not all that is there"),
+        ("data.source=my #1 file.jsonl", "YAML reads 'my', not all that is there"),
+        ("training.seed=7 # lucky", "YAML reads 7, not all that is there"),
+        ("training={seed: 1, seed: 2}", "seed is there twice"),
+        ("tracking={run_name: }", "run_name is empty (line 1); write null"),
+        ("training.max_train_samples=1:30", "training.max_train_samples is '1:30'"),
+        ("training.max_train_samples=1_000", "training.max_train_samples is '1_000'"),
+        ("training.packing=yes", "training.packing is 'yes'"),
+        ("training.learning_rate=.nan", "training.learning_rate is nan"),
+        ("training.learning_rate=.inf", "training.learning_rate is inf"),
+        ("training.seed=-1", "training.seed is -1"),
+        ("training.seed=4294967296", "training.seed is 4294967296"),
+        ("training.save_steps=0", "training.save_steps is 0"),
     ],
 )
 def test_a_bad_override_is_refused_by_name(override, words):
@@ -82,3 +102,90 @@ def test_a_missing_file_and_broken_yaml_are_one_line(tmp_path):
     (tmp_path / "broken.yaml").write_text("training: [1")
     with pytest.raises(UserError, match="not valid YAML"):
         load_config(SFTConfig, tmp_path / "broken.yaml", [])
+
+
+def test_an_empty_value_in_a_file_and_a_key_there_twice_are_refused(tmp_path):
+    """Of two learning rates in one file the last won without a word."""
+    text = TULU.read_text()
+    file = tmp_path / "tulu.yaml"
+    file.write_text(text.replace("learning_rate: 2e-5", "learning_rate: 2e-5\n  learning_rate: 1"))
+    with pytest.raises(UserError, match=r"training\.learning_rate is there twice, in lines 7 "):
+        load_config(SFTConfig, file, [])
+    file.write_text(text + text[text.index("data:") :])
+    with pytest.raises(UserError, match=r": data is there twice, in lines \d+ and \d+"):
+        load_config(SFTConfig, file, [])
+    file.write_text(text.replace("openai/gsm8k", ""))
+    with pytest.raises(UserError, match=r"data\.decontaminate_against is empty \(line \d+\)"):
+        load_config(SFTConfig, file, [])
+    file.write_bytes(text.encode("utf-16"))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(SFTConfig, file, [])
+
+
+def test_null_means_none_and_strings_stay_strings():
+    words = ["data.decontaminate_against=null", "tracking.run_name=no", "training.seed=042"]
+    read = load_config(SFTConfig, TULU, words)
+    assert read.data.decontaminate_against is None
+    assert read.tracking.run_name == "no"
+    assert read.training.seed == 42
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+SECTIONS = [
+    kind
+    for kind in vars(config).values()
+    if isinstance(kind, type) and issubclass(kind, Section) and kind is not Section
+]
+NUMBERS = [
+    pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+    for kind in SECTIONS
+    for name, field in kind.model_fields.items()
+    if any(word in str(field.annotation) + str(field.metadata) for word in ("int", "float"))
+    if "Literal" not in str(field.annotation) or "dict" in str(field.annotation)
+]
+
+
+def schema_of(kind: type[Section], name: str) -> dict:
+    """The JSON schema of a field's number, out of a union with null or a mapping to it."""
+    schema = kind.model_json_schema()["properties"][name]
+    for part in schema.get("anyOf", [schema]):
+        if part.get("type") == "object":
+            return part["additionalProperties"]
+        if part.get("type") in ("integer", "number"):
+            return part
+    raise AssertionError(f"{kind.__name__}.{name} is no number: {schema}")
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_every_number_has_bounds_on_both_sides(kind, name):
+    """A seed of -1 ended as a traceback in NumPy, a K of 0 after the model was loaded."""
+    schema = schema_of(kind, name)
+    assert {"minimum", "exclusiveMinimum"} & schema.keys(), schema
+    assert {"maximum", "exclusiveMaximum"} & schema.keys(), schema
+    mapped = "dict" in str(kind.model_fields[name].annotation)
+    for value in (float("inf"), float("-inf"), float("nan"), 10**300, -(10**300)):
+        given = {"a1": value, "g1": value} if mapped else value
+        with pytest.raises(ValidationError) as caught:
+            kind.model_validate({name: given})
+        assert any(problem["loc"][0] == name for problem in caught.value.errors()), value
+
+
+def test_the_walk_over_configs_finds_the_numbers():
+    names = {param.id for param in NUMBERS}
+    assert {"TrainingSection.seed", "GSM8KSection.rationales", "AnalysisPlan.margins"} <= names
+    assert {"DataSection.holdout", "TrainingSection.max_train_samples"} <= names
+    assert len(names) > 35
+    with pytest.raises(AssertionError):
+        schema_of(SFTConfig, "data")
+
+
+def test_seeds_are_numpys():
+    for seed in (0, MAX_SEED):
+        assert load_config(SFTConfig, TULU, [f"training.seed={seed}"]).training.seed == seed
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(ValidationError, match="n_embd 10 is no multiple of n_head 4"):
+        ModelSection(n_layer=1, n_embd=10, n_head=4, n_positions=8)

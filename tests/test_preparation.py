@@ -1,13 +1,16 @@
 """Prepared data: the same on one core or many, found again under its key, never a stale one."""
 
+import ast
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from domain_tokens import preparation
-from domain_tokens.corpora import Conversation
+from domain_tokens.examples import Conversation
 from domain_tokens.preparation import Examples, StageData, prepare, render, table_of
 from domain_tokens.prompts import Renderer
-from tests.conftest import train
+from tests.conftest import ROOT, train
 
 QUESTION = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many in total?"
 
@@ -80,6 +83,59 @@ def test_the_second_run_finds_what_the_first_one_kept(tokenizer, tmp_path, monke
         assert all(same(*pair) for pair in pairs)
     prepare(load, identity={"data": 2}, **options)
     assert len(calls) == 2
+
+
+def test_the_account_names_what_was_left_out(tokenizer, tmp_path, monkeypatch):
+    """Validation rows that could not be rendered were counted nowhere."""
+    monkeypatch.setattr(preparation, "cache_folder", lambda: tmp_path)
+    data = StageData(
+        rows(8),
+        rows(6)[:6],
+        "test",
+        {},
+        dropped=Counter(duplicate=2),
+        validation_dropped=Counter(also_in_training=1),
+        irregular={"no_answer": [3, 5]},
+        notes=["a line"],
+    )
+    options = {"renderer": Renderer(tokenizer), "max_length": 64, "identity": {}}
+    for account in (prepare(lambda: data, **options).account for _ in range(2)):
+        assert account.dropped["duplicate"] == 2
+        assert account.validation_dropped == {
+            "first_exchange_too_long": 2,
+            "empty_turn": 1,
+            "also_in_training": 1,
+        }
+        assert (account.irregular, account.notes) == ({"no_answer": [3, 5]}, ["a line"])
+
+
+def imported(file, seen):
+    """Follow a file's imports of this package, the lazy ones, too."""
+    if file in seen:
+        return seen
+    seen.add(file)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("domain_tokens"):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                target = ROOT / f"{name.replace('.', '/')}.py"
+                if target.is_file():
+                    imported(target, seen)
+    return seen
+
+
+def test_the_key_holds_all_code_that_decides_what_is_kept():
+    """A reader that drops other rows, under an old key, would serve yesterday's rows."""
+    package = ROOT / "domain_tokens"
+    listed = {(package / name).resolve() for name in preparation.CODE}
+    assert all(file.is_file() for file in listed)
+    # What neither reads nor changes a row; the formats of answers are in the key by themselves.
+    other = {"errors.py", "run_card.py", "answers.py", "config.py"}
+    followed = imported(package / "preparation.py", set())
+    imported(package / "validation.py", followed)
+    assert {file.name for file in followed - listed} <= other
+    assert len(followed) > 8
+    assert {file.name for file in listed} >= {"sft_tulu.py", "sft_gsm8k.py", "validation.py"}
 
 
 def test_a_change_of_the_code_changes_the_key(monkeypatch):
