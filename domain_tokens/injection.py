@@ -64,11 +64,13 @@ _CHANGES_VALUE = rf"""{_SPACES}(?:\^|\*\*|%|!(?!=)|\\(?![)\]\\])|{_DIGIT}
     |{_MARKS}(?:
     (?:squared|cubed|percent|per\ cent|factorial|choose|mod|modulo|point|raised|to\ the){_ENDS}
     |and{_SPACES}(?:(?:an?|one|two|three|half){_ENDS}|{_DIGIT})
-    |(?:{_UNITS}){_SPACES},?{_SPACES}(?:and{_SPACES})?(?:(?:a\ half|[a-z]+ty){_ENDS}|{_DIGIT})))"""
+    |(?:{_UNITS})_*+{_SPACES},?{_SPACES}_*+(?:and{_SPACES})?
+     (?:(?:a\ half|[a-z]+ty){_ENDS}|{_DIGIT})))"""
 _PRODUCT_GOES_ON = re.compile(rf"{_CHANGES_VALUE}|\s*\^", re.VERBOSE | re.IGNORECASE)
 _RESULT_GOES_ON = re.compile(
     rf"""{_CHANGES_VALUE}|\s*\^|{_SPACES}(?:[-−–+*×·/÷π]|=[=>]|\({_SPACES}[-+−$]?{_DIGIT}
     |:{_SPACES}[$€£(]*+(?:{_DIGIT}|\.[0-9]|[\u00bc-\u00be\u2150-\u215f])
+    |(?:[^\W\d_][\w'’]*+{_SPACES}){{1,3}}+(?:\*\*|[-−–+*×·/÷^]){_SPACES}[-+−$€£(]*+{_DIGIT}
     |{_MARKS}(?:x|plus|minus|times|multiplied|divided|over|dozens?
     |(?:hundred|thousand|million|billion|trillion)(?:s|ths?)?|tenths?){_ENDS})""",
     re.VERBOSE | re.IGNORECASE,
@@ -84,7 +86,8 @@ _WORDS_BACK = 60  # characters; the words below are far shorter
 _WORD_BARS = re.compile(
     rf"""(?:\\[a-z]+|{_BEGINS}(?:mod|modulo|div|over|power|power{_SPACES}of|root|root{_SPACES}of
     |sqrt|logs?|ln|exp|sin|cos|tan|choose|negative|point|per|out{_SPACES}of|raised{_SPACES}to
-    |(?:reciprocal|inverse){_SPACES}of|(?<!multiplied\ )by))\Z""",
+    |(?:reciprocal|inverse){_SPACES}of|hundred|thousand|million|billion|trillion
+    |(?<!multiplied\ )by))\Z""",
     re.VERBOSE | re.IGNORECASE,
 )
 _WORD_CONTINUES = re.compile(rf"{_BEGINS}(?:x|plus|minus|times|less|by)\Z", re.IGNORECASE)
@@ -307,8 +310,8 @@ def _left_side(text: str, start: int) -> Literal["free", "tail", "barred"]:
         return "free" if last in _OPENS else "barred"
     if spaced and last == "–":
         return "tail"
-    if last.isalpha():
-        words = text[max(0, edge - _WORDS_BACK) : edge]
+    if last.isalpha() or last == "_":
+        words = text[max(0, edge - _WORDS_BACK) : edge].rstrip("_")
         if _WORD_BARS.search(words):
             return "barred"
         return "tail" if _WORD_CONTINUES.search(words) else "free"

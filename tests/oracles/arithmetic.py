@@ -143,9 +143,10 @@ def _around(found: list[Token], first: int, last: int) -> tuple[int, int]:
 def _value(side: list[Token]) -> Fraction | None:
     """Evaluate one side; its last unit is left out, since 3 * 4 = 12 apples is said and right."""
     side = list(side)
-    while len(side) > 2 and side[-1].kind in ("unit", "raised"):
+    while len(side) > 1 and side[-1].kind in ("unit", "raised"):
         unit = max(i for i, token in enumerate(side) if token.kind != "raised")
-        if side[unit].kind != "unit" or unit < len(side) - 2:
+        compound = unit > 1 and side[unit - 2].kind in ("unit", "many", "and")
+        if side[unit].kind != "unit" or unit < len(side) - 2 or compound:
             break
         del side[unit:]
     parser = _Parser(side)
@@ -247,6 +248,8 @@ class _Parser:
 
     def goes_on(self, unit: Token, more: int) -> bool:
         """Tell whether a number after a unit belongs to it: 5 feet 6 inches, 2 thousand 500."""
+        if not self.side[self.at + more].gap:
+            return False
         return unit.kind == "many" or self.kind(more + 1) == "unit"
 
     def numeral(self) -> Fraction:
@@ -260,8 +263,7 @@ class _Parser:
             return {"¼": Fraction(1, 4), "½": Fraction(1, 2), "¾": Fraction(3, 4)}[token.text]
         if token.kind not in ("number", "put"):
             raise UnreadableError(token.text)
-        value = Fraction(token.text.strip("\ue000\ue001").replace(",", ""))
-        return self.mixed(value)
+        return self.mixed(_worth(token))
 
     def mixed(self, value: Fraction) -> Fraction:
         """Read on where digits or a fraction follow a number: 1 000, 8 1/2, 8 ½, 8 and 1/2."""
@@ -274,11 +276,15 @@ class _Parser:
                 top, bottom = self.take(), self.side[self.at + 1]
                 if bottom.kind in ("number", "put"):
                     self.at += 2
-                    return value + Fraction(top.text) / Fraction(bottom.text.strip("\ue000\ue001"))
+                    return value + _worth(top) / _worth(bottom)
             if not more and re.fullmatch("[0-9]{3}", self.side[self.at].text):
                 return value * 1000 + Fraction(self.take().text)
             raise UnreadableError("two numbers side by side")
         return value
+
+
+def _worth(number: Token) -> Fraction:
+    return Fraction(number.text.strip("\ue000\ue001").replace(",", ""))
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
