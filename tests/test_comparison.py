@@ -146,7 +146,9 @@ def seeded(demo, arm, seed):
         (folder / path.name).write_bytes(path.read_bytes())
     for path in folder.glob("*_results.json"):
         edit(path, "card.training.seed", seed)
-        edit(path, "card.training.parent.weights", f"{seed}")
+        edit(path, "card.training.parent.weights", f"{arm}-{seed}")
+        edit(path, "card.training.ancestors", [])
+        edit(path, "card.weights", f"{arm}-{seed}-last")
     return folder
 
 
