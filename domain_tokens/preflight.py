@@ -41,10 +41,7 @@ def fit_to_train(
     try:
         layout = layout_of(tokenizer)
     except ValueError as error:
-        raise UserError(
-            f"{folder}: {error}; both arms need the same vocabulary: make the base with "
-            "scripts/make_base.py"
-        ) from None
+        raise UserError(f"{folder}: {error}") from None
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
     if rows != layout.total:

@@ -210,12 +210,12 @@ def run_stage(stage: Stage) -> dict[str, Any] | None:
     data = prepare(args, config, stage.load, _renderer(stage, tokenizer), inject=stage.inject)
     _refuse_without_facts(stage, data)
     plan = training.make_plan(data.train, settings, processes=hardware.world_size())
-    training.refuse_zero_rates(plan, settings)
     print(_announcement(data, plan, settings), flush=True)
     print(display.example(tokenizer, data.train[plan.order[0]]), flush=True)
     if args.dry_run:
         print(rehearsal.estimate(model, data.train, plan, settings))
         return None
+    training.refuse_zero_rates(plan, settings)
     device, dtype = hardware.choose(settings.precision)
     results = _results(stage, data, plan)
     card = _card(stage, data, results)
