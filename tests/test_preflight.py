@@ -86,7 +86,7 @@ def test_both_arms_need_the_fact_tokens(tiny_model, tokenizer, tmp_path):
     preflight.fit_to_train(tiny_model, tokenizer, settings(), tmp_path)
     with pytest.raises(UserError, match="45 fact tokens"):
         preflight.fit_to_train(tiny_model, gpt2_tokenizer(), settings(), tmp_path)
-    with pytest.raises(UserError, match="training.max_length=256"):
+    with pytest.raises(UserError, match=r"training\.max_length=256"):
         preflight.fit_to_train(tiny_model, tokenizer, settings(max_length=257), tmp_path)
     tiny_model.resize_token_embeddings(50_257)
     with pytest.raises(UserError, match="the model has 50,257 rows"):
