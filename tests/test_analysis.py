@@ -139,7 +139,7 @@ def test_runs_that_share_a_trained_parent_are_one_lineage():
 
 @pytest.mark.parametrize("shared", ["grandparent", "own", "descendant", "base"])
 def test_runs_that_share_any_trained_ancestor_are_one_lineage(shared):
-    """Only the parent was looked at: a shared stage before it, or a run on top of one, went unseen."""
+    """Only the parent was looked at, not the stages before it or the checkpoint itself."""
     pairs = study(3)
     for number, pair in enumerate(pairs):
         for run in pair:

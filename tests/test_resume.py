@@ -160,7 +160,8 @@ def mul_tokens(demo, folder, *more):
 
 def test_injection_is_part_of_what_a_run_is(demo, capsys):
     """Without --inject-mul-tokens, --resume of a run that had it said "already finished"."""
-    finished = "sft_gsm8k_mul_tokens"
+    finished = "new"
+    assert mul_tokens(demo, finished, "--inject-mul-tokens") == 0
     assert mul_tokens(demo, finished, "--inject-mul-tokens", "--resume") == 0
     capsys.readouterr()
     assert mul_tokens(demo, finished, "--resume") == 2
@@ -170,7 +171,8 @@ def test_injection_is_part_of_what_a_run_is(demo, capsys):
 
 
 def test_a_folder_from_before_these_were_recorded_stays_readable(demo, capsys):
-    folder = demo / "sft_gsm8k_mul_tokens"
+    folder = demo / "new"
+    assert mul_tokens(demo, folder.name, "--inject-mul-tokens") == 0
     for name in ("run_card.json", "sft_results.json"):
         content = json.loads((folder / name).read_text())
         for key in ("inject", "injection_mode", "ancestors"):
