@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens import checkpoints, hardware, outputs, prepacked, processes, run_card
+from domain_tokens import (
+    checkpoints,
+    hardware,
+    outputs,
+    prepacked,
+    processes,
+    run_card,
+    source_code,
+)
 from domain_tokens.answers import extract_strict
 from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
@@ -151,7 +159,7 @@ class Answers:
         lines = partial.read_text(encoding="utf-8").split("\n")
         if not lines[0] or json.loads(lines[0]) != self._identity:
             raise UserError(
-                f"{partial} was begun with another checkpoint, config or data; "
+                f"{partial} was begun with another checkpoint, config, data or code; "
                 "give the same arguments, or --overwrite to restart"
             )
         # A killed run can leave half a line behind the last newline.
@@ -317,10 +325,12 @@ def card(
 
 
 def identity(card: dict[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for a resumed evaluation."""
-    return {
-        key: card[key] for key in ("stage", "condition", "weights", "formats", "data", "decode")
-    }
+    """Return what must be the same for a resumed evaluation, the code that decodes included.
+
+    Of a finished one the code stands in the card: it is compared between arms, not refused here.
+    """
+    keys = ("stage", "condition", "weights", "formats", "data", "decode")
+    return {**{key: card[key] for key in keys}, "code": source_code.code_hash([Path(__file__)])}
 
 
 def fingerprint(rows: Sequence[Any]) -> str:

@@ -251,3 +251,11 @@ def test_a_parent_that_goes_while_its_child_trains_costs_nothing(demo, monkeypat
     assert card["parent"]["weights"] == weights_hash(demo / "gone")
     data.write_text(whole)
     assert card["sources"][str(data)] == run_card.hash_files([data])
+
+
+def test_a_number_that_json_lacks_is_named(tmp_path):
+    """NaN among the metrics ended an evaluation with a traceback of the JSON library."""
+    tree = {"metrics": {"grid": [[0.5, float("nan")]]}}
+    with pytest.raises(UserError, match=r"r\.json\.metrics\.grid\.0\.1 is not a finite number"):
+        run_card.write_json(tmp_path / "r.json", tree)
+    assert not list(tmp_path.iterdir())

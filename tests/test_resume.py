@@ -201,3 +201,32 @@ def test_a_treated_arm_without_facts_is_refused_unless_meant(demo, capsys):
     assert mul_tokens(demo, "new", "--inject-mul-tokens", "--allow-no-injection") == 0
     card = json.loads((demo / "new" / "run_card.json").read_text())
     assert (card["inject"], card["injected_tokens"]) == (True, 0)
+
+
+def test_an_evaluation_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
+    """Half of the answers were decoded by one version, half by the next, under one code hash."""
+
+    def evaluate(*more):
+        words = ["--model-path", demo / "sft_gsm8k_baseline", "--output-dir", demo / "new"]
+        words += ["--condition", "baseline", "--max-new-tokens", 2]
+        return call("eval/run_arithmetic_probes.py", *words, *more)
+
+    def dying(self, items, results):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Answers, "finish", dying)
+        with pytest.raises(KilledError):
+            evaluate()
+
+    def other(*args, **more):
+        return "f" * 64
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source_code, "code_hash", other)
+        assert evaluate("--resume") == 2
+    assert "or code" in capsys.readouterr().err
+    assert evaluate("--resume") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(source_code, "code_hash", other)
+        assert evaluate("--resume") == 0
