@@ -73,10 +73,10 @@ def matrix(runs: Sequence["Run"], endpoint: Endpoint) -> np.ndarray | None:
 
 
 def clusters(pairs: Sequence[tuple["Run", "Run"]]) -> list[list[int]]:
-    """Return the pairs' numbers, those together that share a trained parent or a checkpoint."""
+    """Return the pairs' numbers, those together that share a trained ancestor or weights."""
     groups: list[tuple[set[str], list[int]]] = []
     for number, pair in enumerate(pairs):
-        names = {lineage(run) for run in pair}
+        names = set().union(*(lineage(run) for run in pair))
         joined = [group for group in groups if group[0] & names]
         for group in joined:
             groups.remove(group)
@@ -86,11 +86,15 @@ def clusters(pairs: Sequence[tuple["Run", "Run"]]) -> list[list[int]]:
     return sorted(members for _, members in groups)
 
 
-def lineage(run: "Run") -> str:
-    """Return the hash that tells independent lineages apart: the trained parent's, or its own."""
-    parent = (run.card["training"] or {}).get("parent") or {}
-    trained = parent.get("stage") not in (None, "base")
-    return str(parent["weights"] if trained else run.card["weights"])
+def lineage(run: "Run") -> set[str]:
+    """Return the weights of a checkpoint and of all trained stages before it.
+
+    Runs with any of them in common are no independent lineages. Bases are not trained stages.
+    """
+    training = run.card["training"] or {}
+    parents = [training.get("parent") or {}, *(training.get("ancestors") or ())]
+    trained = [p for p in parents if p.get("stage") not in (None, "base")]
+    return {str(run.card["weights"]), *(str(parent["weights"]) for parent in trained)}
 
 
 def same_base(runs: Sequence["Run"]) -> bool | None:

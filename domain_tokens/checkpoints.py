@@ -10,6 +10,13 @@ from domain_tokens.errors import UserError
 from domain_tokens.outputs import MARKER
 from domain_tokens.run_card import CARD_NAME, formats, hash_files, read_json, umask
 
+# What a stage's run card says of how it was trained, which its descendants' cards repeat.
+ANCESTRY = (
+    *("stage", "condition", "seed", "weights", "tokenizer", "config", "data", "order_digest"),
+    *("formats", "inject", "injected_examples", "injected_tokens", "cross_base"),
+)
+SETTING = {"code": ("tree",), "environment": ("device_type", "dtype")}
+
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -91,11 +98,27 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def ancestors(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run card and those of its parents say of each stage, nearest first.
+
+    A card from before this was recorded names its parent's stage and weights only.
+    """
+    stage: dict[str, Any] = {"stage": "base"} | {k: card[k] for k in ANCESTRY if k in card}
+    for part, keys in SETTING.items():
+        if part in card:
+            stage[part] = {key: card[part][key] for key in keys}
+    older, parent = card.get("ancestors"), card.get("parent")
+    if older is None and parent and stage["stage"] != "base":
+        older = [{"stage": parent.get("stage") or "base", "weights": parent["weights"]}]
+    return [stage, *(older or [])]
+
+
 def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str, Any]:
     """Verify a parent checkpoint for a stage and return what identifies it.
 
-    Raises UserError where it is incomplete, written by another prompt format, or of the other arm
-    without cross_base.
+    `ancestors` tells, nearest first, how the checkpoint and those before it were trained. Raises
+    UserError where it is incomplete, written by another prompt format, or of the other arm without
+    cross_base.
     """
     verify_folder(folder)
     card = read_card(folder)
@@ -110,6 +133,7 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str,
         "cross_base": bool(card and card.get("cross_base")),
     }
     parent["base"] = (card or {}).get("base") or parent["weights"]  # a base is its own base
+    parent["ancestors"] = ancestors(card or {"weights": parent["weights"]})
     if card is None:
         return parent
     prompt = card["formats"]["prompt"]

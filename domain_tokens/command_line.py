@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import io
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from domain_tokens import outputs, processes
-from domain_tokens.errors import StoppedError, UserError
+from domain_tokens.errors import FailedError, StoppedError, UserError
 
 CONDITIONS = ("baseline", "mul_tokens")  # the two arms
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,13 @@ def in_repository(path: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and name the nearest valid flag."""
+    """An argument parser whose errors are one line and name the nearest valid flag.
+
+    resumable: whether the script that was called (not one that it calls) has --resume; None before
+    its arguments were read.
+    """
+
+    resumable: bool | None = None
 
     def __init__(self, description: str, *, example: str):
         super().__init__(
@@ -70,6 +77,8 @@ class Parser(argparse.ArgumentParser):
         That is what run cards keep.
         """
         words = list(sys.argv[1:] if args is None else args)
+        if Parser.resumable is None:
+            Parser.resumable = any("--resume" in a.option_strings for a in self._actions)
         found = super().parse_args(words, namespace)
         kept = [word for word in words if word not in ("--resume", "--overwrite")]
         found.command = f"{self._call} {shlex.join(kept)}"
@@ -142,13 +151,15 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     signal.signal(signal.SIGTERM, _terminate)
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays so until the process ends)
+    _escape_what_consoles_cannot_show()
+    Parser.resumable = None
     try:
         return main(argv)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; --resume continues the run", file=sys.stderr)
+        print(f"interrupted; {_going_on()}", file=sys.stderr)
         return 1
     except Exception as error:
         words = _failure(error)
@@ -161,18 +172,41 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
         processes.leave()
 
 
+def _escape_what_consoles_cannot_show() -> None:
+    r"""Write `\u2026` where a console or a log has no such character: that must not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_unicode(stream: Any) -> bool:
+    """Return whether any text can be written to a stream as it is."""
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
-    raise StoppedError("terminated (SIGTERM); --resume continues the run")
+    raise StoppedError("terminated (SIGTERM)")
+
+
+def _going_on() -> str:
+    """Return how to go on after a run that ended early."""
+    return f"{_again()} continues the run" if Parser.resumable else f"give {_again()}"
+
+
+def _again() -> str:
+    return "--resume" if Parser.resumable else "the same command again"
 
 
 def _failure(error: Exception) -> str | None:
     """Return the line for a failure that is the run's or the machine's, None for a bug of ours."""
-    if isinstance(error, StoppedError | FloatingPointError):
+    if isinstance(error, StoppedError):
+        return f"{error}; {_going_on()}"
+    if isinstance(error, FloatingPointError | FailedError):
         return str(error)
     text = str(error)
     space = isinstance(error, OSError) and error.errno in NO_ROOM
     # safetensors and torch raise errors of their own for a write that fails.
     if space or "os error 28" in text or "os error 27" in text or "failed writing file" in text:
         where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"cannot write{where}: {text.split(chr(10))[0]}; make room, then --resume"
+        return f"cannot write{where}: {text.split(chr(10))[0]}; make room, then {_again()}"
     return None

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
 # Where data lie says nothing about what they are; their fingerprints are compared.
 PATHS = ("data.source", "training.config.data.source", "training.config.data.validation_source")
-SEEDED = ("seed", "training.order_digest")  # differ from one replicate to the next
+SETTING_PARTS = ("code", "environment")
+BASE = {"stage": "base"}  # the record of a base without a card
+ANCESTORS = "ancestors."  # begins the keys of stages before the last one
 ALPHA = 0.05
 
 
@@ -119,10 +121,11 @@ def load_pilot(folders: Sequence[Path]) -> list[Run]:
         raise UserError("--pilot-dir names one folder; wanted at least two runs of one condition")
     if len({run.card["condition"] for run in runs}) > 1:
         raise UserError("--pilot-dir mixes both conditions; an A/A pilot has runs of one only")
-    shared = [n for n, count in Counter(map(lineage, runs)).items() if count > 1]
+    names = Counter(name for run in runs for name in lineage(run))
+    shared = [name for name, count in names.items() if count > 1]
     if shared:
         raise UserError(
-            f"--pilot-dir holds runs that share a trained parent or their weights "
+            f"--pilot-dir holds runs that share a trained ancestor or their weights "
             f"({shared[0][:12]}); they are one run, not several"
         )
     return runs
@@ -171,30 +174,77 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
         del flat["training.config.training.seed"]  # it is the key `seed`
         against = "training.config.data.decontaminate_against"  # a path: only whether, not where
         flat[against] = flat[against] is not None
+        flat |= _of_ancestors(training)
     return {key: value for key, value in flat.items() if key not in PATHS}
+
+
+def stages(training: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, record) of the trained stages of a training card, the last one first.
+
+    Stages before the last are named as in `ancestors.tulu_sft`; bases are none of them.
+    """
+    if training["stage"] != "base":
+        yield "training", training
+    names: Counter[str] = Counter()
+    for record in training.get("ancestors") or ():
+        if record["stage"] != "base":
+            names[record["stage"]] += 1
+            number = names[record["stage"]]
+            yield f"ancestors.{record['stage']}" + (f"_{number}" if number > 1 else ""), record
+
+
+def _stages_of(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    return list(stages(run.card["training"] or BASE))
+
+
+def _of_ancestors(training: dict[str, Any]) -> dict[str, Any]:
+    """Return what has to be the same of the stages before the last one, by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, record in stages(training):
+        if name == "training":
+            continue
+        keys = ("seed", "tokenizer", "order_digest", "formats", "config", "data", *SETTING_PARTS)
+        flat |= flatten({key: record[key] for key in keys if key in record}, name)
+        flat.pop(f"{name}.config.training.seed", None)  # it is the stage's `seed`
+        against = f"{name}.config.data.decontaminate_against"
+        if against in flat:
+            flat[against] = flat[against] is not None
+        for key in ("source", "validation_source"):
+            flat.pop(f"{name}.config.data.{key}", None)
+    return flat
+
+
+def _is_seeded(key: str) -> bool:
+    """Return whether a key differs from one replicate to the next."""
+    of_ancestor = key.startswith(ANCESTORS) and key.split(".")[2:] in (["seed"], ["order_digest"])
+    return key in ("seed", "training.order_digest") or of_ancestor
 
 
 def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> list[Difference]:
     """Return the permitted differences; raise UserError for any other, with both values.
 
     Arms are compared within each pair, and each pair with the first but for what a seed decides.
-    allowed: keys, or the beginning of keys up to a dot.
+    Stages before the last one are compared wherever two cards record them. allowed: keys, or the
+    beginning of keys up to a dot.
     """
-    first = pairs[0][0]
     found: list[Difference] = []
     known: set[str] = set()
-    for baseline, mul_tokens in pairs:
-        for one, other, ignored in ((baseline, mul_tokens, ()), (first, baseline, SEEDED)):
-            for name in one.evaluations.keys() & other.evaluations.keys():
-                cards = [_must_equal(run.evaluations[name]) for run in (one, other)]
-                keys = [k for k in {**cards[0], **cards[1]} if k not in ignored]
-                known.update(keys)
-                folders = (str(one.folder), str(other.folder))
-                found += [
-                    Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
-                    for key in keys
-                    if cards[0].get(key) != cards[1].get(key)
-                ]
+    for one, other, compared in _comparisons(pairs):
+        for name in one.evaluations.keys() & other.evaluations.keys():
+            cards = [_must_equal(run.evaluations[name]) for run in (one, other)]
+            known.update(*cards)
+            told = all(_tells_ancestors(run.evaluations[name].card) for run in (one, other))
+            folders = (str(one.folder), str(other.folder))
+            found += [
+                Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
+                for key in {**cards[0], **cards[1]}
+                if cards[0].get(key) != cards[1].get(key)
+                and compared(key)
+                and (told or not key.startswith(ANCESTORS))
+            ]
+    runs = [run for pair in pairs for run in pair]
+    injected = [fault for run in runs for fault in injection_faults(run)]
+    known.update(f"{name}.inject" for run in runs for name, _ in _stages_of(run))
     for key in allowed:
         if not any(_covers(key, k) for k in known):
             near = difflib.get_close_matches(key, known, n=1)
@@ -209,7 +259,79 @@ def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> lis
             f"{' and '.join(refused[0].folders)} differ in {'; '.join(listed.values())}: "
             "run both arms alike, or permit it with --allow-diff KEY"
         )
+    for key, difference in injected:
+        if not any(_covers(k, key) for k in allowed):
+            raise UserError(
+                f"{difference.folders[0]}: {key} is {difference.values[0]}, wanted "
+                f"{difference.values[1]}; train it again, or permit it with --allow-diff {key}"
+            )
+    found += [difference for _, difference in injected]
     return list({(d.key, d.folders): d for d in found}.values())
+
+
+def _comparisons(
+    pairs: Sequence[tuple[Run, Run]],
+) -> Iterator[tuple[Run, Run, Callable[[str], bool]]]:
+    """Yield which runs are compared, and in which keys."""
+    first = pairs[0][0]
+    telling = [run for pair in pairs for run in pair if _tells_ancestors(run.card)]
+    for baseline, mul_tokens in pairs:
+        yield baseline, mul_tokens, lambda key: True
+        yield first, baseline, lambda key: not _is_seeded(key)
+    for run in telling[1:]:  # where the first run tells nothing, others still may
+        yield telling[0], run, lambda key: key.startswith(ANCESTORS) and not _is_seeded(key)
+
+
+def _tells_ancestors(card: dict[str, Any]) -> bool:
+    """Return whether a card says how the parent of its checkpoint was trained, if it was."""
+    training = card["training"]
+    if not training or training["stage"] == "base":
+        return True
+    trained = (training.get("parent") or {}).get("stage") not in (None, "base")
+    if not trained:
+        return True
+    return "ancestors" in training and all("config" in r for _, r in stages(training))
+
+
+def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
+    """Yield (key, what was found and wanted) where a stage did not treat facts as its arm says.
+
+    Stages whose card is from before this was recorded are passed over.
+    """
+    for evaluation in run.evaluations.values():
+        for name, record in stages(evaluation.card["training"] or BASE):
+            if "inject" not in record:
+                continue
+            key, count = f"{name}.inject", record["injected_tokens"]
+            treated = record["condition"] == "mul_tokens"
+            got = f"{record['inject']} with {count} fact tokens"
+            if treated and not (record["inject"] and count):
+                wanted = "True with some, as condition mul_tokens says"
+            elif not treated and (record["inject"] or count):
+                wanted = "False with none, as condition baseline says"
+            else:
+                continue
+            yield key, Difference(key, (str(run.folder), str(run.folder)), (got, wanted))
+
+
+def untold(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield, in words, what the cards of runs do not tell, so that it was not compared."""
+    folders = [str(run.folder) for run in runs if not _tells_ancestors(run.card)]
+    if folders:
+        yield (
+            f"{', '.join(folders)} {'do' if len(folders) > 1 else 'does'} not say how the parent "
+            "was trained: only the last stage is compared."
+        )
+    folders = [
+        str(run.folder)
+        for run in runs
+        if any("inject" not in record for _, record in _stages_of(run))
+    ]
+    if folders:
+        yield (
+            f"{', '.join(folders)} {'do' if len(folders) > 1 else 'does'} not say whether fact "
+            "tokens were written in every stage: that is not checked."
+        )
 
 
 def compare(
@@ -237,6 +359,7 @@ def compare(
         "pairs": compared,
         "mean_deltas": _mean_deltas(compared),
         "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
+        "untold": list(untold(runs)),
         "analysis": analyse(pairs, plan, pilot),
     }
     report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report)]
@@ -466,6 +589,7 @@ def _verdicts(report: dict[str, Any]) -> Iterator[str]:
             f"{name}, exact McNemar p of each pair after Holm: {seeds}. Each compares two "
             "checkpoints on these items; this says nothing about the method."
         )
+    yield from report["untold"]
     if report["cross_base"]:
         yield (
             "A base × SFT factorial (--cross-base): the arm of the base is not that of the SFT in "

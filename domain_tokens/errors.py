@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class StoppedError(Exception):
     """A run that was told to stop, or cannot go on, and left what --resume needs; exits with 1."""
+
+
+class FailedError(Exception):
+    """A run that came to its end with a result that must not be used; exits with 1."""

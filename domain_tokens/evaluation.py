@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens import checkpoints, hardware, outputs, prepacked, processes, run_card
+from domain_tokens import (
+    checkpoints,
+    hardware,
+    outputs,
+    prepacked,
+    processes,
+    run_card,
+    source_code,
+)
 from domain_tokens.answers import golds
 from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
@@ -151,7 +159,7 @@ class Answers:
         lines = partial.read_text(encoding="utf-8").split("\n")
         if not lines[0] or json.loads(lines[0]) != self._identity:
             raise UserError(
-                f"{partial} was begun with another checkpoint, config or data; "
+                f"{partial} was begun with another checkpoint, config, data or code; "
                 "give the same arguments, or --overwrite to restart"
             )
         # A killed run can leave half a line behind the last newline.
@@ -317,10 +325,12 @@ def card(
 
 
 def identity(card: dict[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for a resumed evaluation."""
-    return {
-        key: card[key] for key in ("stage", "condition", "weights", "formats", "data", "decode")
-    }
+    """Return what must be the same for a resumed evaluation, the code that decodes included.
+
+    Of a finished one the code stands in the card: it is compared between arms, not refused here.
+    """
+    keys = ("stage", "condition", "weights", "formats", "data", "decode")
+    return {**{key: card[key] for key in keys}, "code": source_code.code_hash([Path(__file__)])}
 
 
 def fingerprint(rows: Sequence[Any]) -> str:
@@ -328,16 +338,13 @@ def fingerprint(rows: Sequence[Any]) -> str:
     return run_card.hash_json([list(row) for row in rows])
 
 
-def gsm8k_questions(
-    subject: Subject, problems: Sequence[Problem], *, max_new_tokens: int = 1
-) -> list[Question]:
+def gsm8k_questions(subject: Subject, problems: Sequence[Problem]) -> list[Question]:
     """Render GSM8K test questions with the training renderer.
 
-    Raises UserError that names an item whose answer cannot be read, or whose prompt leaves no room
-    for max_new_tokens in the model's context.
+    Raises UserError that names an item whose answer cannot be read.
     """
     renderer = Renderer(subject.tokenizer)
-    questions = [
+    return [
         Question(
             id=problem.id,
             category="gsm8k",
@@ -347,16 +354,6 @@ def gsm8k_questions(
         )
         for problem, gold in zip(problems, golds(problems), strict=True)
     ]
-    context = getattr(subject.model.config, "max_position_embeddings", None)
-    for question in questions:
-        if context is not None and len(question.prompt_ids) + max_new_tokens > context:
-            start = " ".join(question.prompt.split())[:60]
-            raise UserError(
-                f"item {question.id} ({start!r}): its prompt has {len(question.prompt_ids)} tokens "
-                f"and {max_new_tokens} are to be written; wanted at most {context} in all, which "
-                "is the model's context; leave that row out, or lower --max-new-tokens"
-            )
-    return questions
 
 
 def probe_questions(

@@ -6,6 +6,8 @@ and rotations of a few dozen tokens are too small for torch's operations. G quer
 the cache, L places, D size of a head, N tokens, W width, V tokens of the vocabulary.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -62,8 +64,29 @@ def _ask(typing: Any, block: Any, row: Any, column: Any) -> Any:
 _ask_for: Any = intrinsic(_ask)
 
 
+def can_cache() -> bool:
+    """Return whether numba finds a folder where it may keep compiled loops, or can be given one.
+
+    Tried are the one next to this file, the user's, and at last one next to Hugging Face's caches:
+    a checkout may be of another user, or mounted to be read only.
+    """
+    from huggingface_hub import constants
+
+    for folder in (config.CACHE_DIR, str(Path(constants.HF_HOME) / "domain_tokens" / "numba")):
+        config.CACHE_DIR = folder
+        try:
+            numba.njit(cache=True)(use_threads)
+        except RuntimeError:  # "no locator available"
+            continue
+        return True
+    config.CACHE_DIR = ""
+    print("note: no folder for compiled loops can be written; set NUMBA_CACHE_DIR", file=sys.stderr)
+    return False
+
+
+CACHE = can_cache()
 # Functions of their own, not inlined: only so are their innermost loops vectorised.
-_compiled = numba.njit(fastmath=True, error_model="numpy", cache=True, inline="never")
+_compiled = numba.njit(fastmath=True, error_model="numpy", cache=CACHE, inline="never")
 
 
 @_compiled
@@ -146,7 +169,7 @@ def _gate(x, slope, cubic, out, exponents, powers):
         out[j] = x[j] / (ONE + out[j])
 
 
-@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
 def gate(x, slope, cubic, out):
     """Write x [N, W], times the logistic function of slope * (x + cubic * x^3), to out [N, W].
 
@@ -161,7 +184,7 @@ def gate(x, slope, cubic, out):
                 out[n, i] *= x[n, width + i]
 
 
-@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
 def attend(query, new, pool, layer, where, scaling, out):
     """Store new keys and values, then let every token attend to its slot, up to itself.
 
@@ -211,7 +234,7 @@ def attend(query, new, pool, layer, where, scaling, out):
             out[n, group] = sums
 
 
-@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
 def rms_norm(x, weight, epsilon, out):
     """Write x [N, W], divided by its root mean square and times weight [W], to out."""
     for n in numba.prange(len(x)):
@@ -223,7 +246,7 @@ def rms_norm(x, weight, epsilon, out):
             out[n, i] = x[n, i] * scale * weight[i]
 
 
-@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
 def rotate(x, cos, sin, heads):
     """Turn pairs (i, i + D / 2) of x's first heads in place: [N, H, D]; cos, sin: [N, D / 2]."""
     half = cos.shape[1]
@@ -262,7 +285,7 @@ def _product(one, two):
     return total
 
 
-@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
 def largest(near, rows, tokens, factors, out):
     """Write to out [N] the first of the largest logits' tokens, from logits that are nearly right.
 

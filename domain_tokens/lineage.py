@@ -45,7 +45,7 @@ def verify_evaluation(results: Path) -> str:
 
 
 def _links(folder: Path) -> Iterator[str]:
-    child, recorded = "", None
+    child, recorded, ancestors = "", None, None
     checkpoints.verify_folder(folder)
     while True:
         if not folder.is_dir():
@@ -54,12 +54,13 @@ def _links(folder: Path) -> Iterator[str]:
         card = checkpoints.read_card(folder)
         if recorded is not None:
             _refuse_other_parent(folder, recorded, child)
+            _refuse_other_ancestors(folder, card, ancestors, child)
         if card is None:
             yield f"base {checkpoints.weights_hash(folder)[:12]} (no card)"
             return
         _verify_link(folder, card)
         yield f"{card['stage']} {card['weights'][:12]}"
-        recorded, child = card["parent"], str(folder)
+        recorded, child, ancestors = card["parent"], str(folder), card.get("ancestors")
         if not recorded:
             return
         folder = _place(Path(recorded["path"]), beside=folder)
@@ -100,6 +101,27 @@ def _refuse_other_parent(folder: Path, recorded: dict[str, Any], child: str) -> 
             raise BrokenLinkError(
                 f"{folder}: {key} is {str(value)[:12]}, {child} was made from "
                 f"{str(recorded[key])[:12]}"
+            )
+
+
+def _refuse_other_ancestors(
+    folder: Path, card: dict[str, Any] | None, recorded: list[dict[str, Any]] | None, child: str
+) -> None:
+    """Raise BrokenLinkError where a child's record of how its ancestors were trained is not theirs.
+
+    A child from before this was recorded says nothing; a key that is newer than it is passed over.
+    """
+    found = checkpoints.ancestors(card or {"weights": checkpoints.weights_hash(folder)})
+    if recorded is None:
+        return
+    if len(recorded) != len(found):
+        raise BrokenLinkError(
+            f"{child}: records {len(recorded)} ancestors, {folder} has {len(found) - 1} and itself"
+        )
+    for one, other in zip(recorded, found, strict=True):
+        for key in _differing(one, {k: other[k] for k in other if k in one}, ""):
+            raise BrokenLinkError(
+                f"{child}: ancestors.{one.get('stage')}.{key} is another one there than in {folder}"
             )
 
 

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -10,6 +11,8 @@ from domain_tokens.errors import UserError
 from domain_tokens.run_card import CARD_NAME, read_json, write_json
 
 MARKER = "unfinished.json"
+PLANNED, COMMIT = "planned", "commit"
+EXTRA = (PLANNED, COMMIT)  # what a marker holds besides the identity
 LOCK = ".lock"
 
 _held: list[FileLock] = []
@@ -40,7 +43,8 @@ def let_go() -> None:
 class Workspace:
     """Where a run writes (work) and where it ends (final); they differ while one is replaced.
 
-    resuming: files of an earlier leg are there. finished: nothing is left to do.
+    resuming: files of an earlier leg are there. finished: nothing is left to do. note: what a
+    reader of a finished folder should know, or "".
     """
 
     work: Path
@@ -49,12 +53,25 @@ class Workspace:
     resuming: bool
     finished: bool
     identity: dict
+    note: str = ""
 
-    def begin(self) -> None:
-        """Make the folder, lock it and mark it unfinished; called once all input was found good."""
+    def begin(self, planned: dict | None = None, *, commit: str | None = None) -> None:
+        """Make the folder, lock it and mark it unfinished; called once all input was found good.
+
+        planned: what the data were found to give, which has to be the same for a resumed leg, too.
+        Raises UserError where it is not. commit: of the code, for whoever has to go back to it.
+        """
         make_folder(self.work)
         hold(self.work / LOCK)
         if self.resuming:
+            before = read_json(self.work / MARKER).get(PLANNED) or {}
+            for key in sorted(before.keys() & (planned or {}).keys()):
+                if before[key] != (planned or {})[key]:
+                    raise UserError(
+                        f"{self.final} was begun with {key} {before[key]!r}, the same arguments "
+                        f"now give {(planned or {})[key]!r}: the data or the machine changed; "
+                        "restore them to continue, or give a new --output-dir"
+                    )
             return
         if _state(self.work, self.results_name) not in ("empty", "unfinished"):
             raise UserError(f"{self.work} was finished by another process meanwhile; look at it")
@@ -63,7 +80,8 @@ class Workspace:
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
-        write_json(self.work / MARKER, self.identity)
+        marker = {**self.identity, PLANNED: planned or {}, COMMIT: commit}
+        write_json(self.work / MARKER, marker)
 
     def complete(self) -> None:
         """Take the marker away and, where a finished folder is replaced, put the new one there.
@@ -96,8 +114,10 @@ def open_workspace(
 
     Nothing is touched, but for a replacement that was killed while it took its place.
 
-    identity: what must be the same for a resumed leg (config, seed, condition, parent). Raises
-    UserError for a folder that is in use, of another kind, or of another run.
+    identity: what must be the same for a resumed leg (config, seed, condition, parent, code).
+    A finished folder is not refused for its code, which `note` then names, nor for a key that was
+    not recorded when it was made. Raises UserError for a folder that is in use, of another kind, or
+    of another run.
     """
     final = Path(output_dir)
     if final.exists() and not final.is_dir():
@@ -110,8 +130,11 @@ def open_workspace(
     work = work if state == "finished" else final
     if state == "finished" and not overwrite:
         if resume:
-            _refuse_another_run(read_json(final / CARD_NAME)["identity"], identity, final)
-            return Workspace(final, final, results_name, False, True, identity)
+            before = read_json(final / CARD_NAME)["identity"]
+            recorded = {key: before[key] for key in before if key != "code"}
+            _refuse_another_run(recorded, _known(identity, recorded), final)
+            note = _other_code(before, identity)
+            return Workspace(final, final, results_name, False, True, identity, note)
         raise UserError(f"{final} already holds {results_name}; --overwrite replaces it")
     if state == "unfinished" and not (resume or overwrite):
         raise UserError(f"{final} is unfinished; --resume continues it, --overwrite restarts it")
@@ -145,11 +168,49 @@ def _state(folder: Path, results_name: str) -> str:
     return "finished" if (folder / results_name).exists() else "foreign"
 
 
+def _other_code(before: dict, now: dict) -> str:
+    """Return what to say of the code that made a finished folder; "" where it is this one."""
+    if "code" not in now or before.get("code") == now["code"]:
+        return ""
+    if "code" not in before:
+        return " (made before the code that trains was recorded)"
+    return f" (made by other code: {before['code'][:12]}, this is {now['code'][:12]})"
+
+
+def _known(now: dict, before: dict) -> dict:
+    """Return what is in both: a finished folder cannot know a key that is newer than it."""
+    return {
+        key: _known(value, before[key])
+        if isinstance(value, dict) and isinstance(before[key], dict)
+        else value
+        for key, value in now.items()
+        if key in before
+    }
+
+
+def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves
+
+
 def _refuse_another_run(before: dict, now: dict, folder: Path) -> None:
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        key = differing[0]
+    one, other = _leaves(before), _leaves(now)
+    keys = [k for k in sorted(one.keys() | other.keys()) if k.split(".")[0] not in EXTRA]
+    differing = [key for key in keys if one.get(key) != other.get(key)]
+    arguments = [key for key in differing if key != "code"]
+    if arguments:
+        key = arguments[0]
         raise UserError(
-            f"{folder} was made with {key} {before.get(key)!r}, now it is {now.get(key)!r}; "
-            "give the same arguments, or --overwrite to start anew"
+            f"{folder} was made with {key} {one.get(key)!r}, now it is {other.get(key)!r}; "
+            "give the same arguments, or another --output-dir"
+        )
+    if differing:
+        where = f" (commit {before[COMMIT][:12]})" if before.get(COMMIT) else ""
+        raise UserError(
+            f"{folder} was begun by other code{where}: what decides data and training is "
+            f"{str(one.get('code'))[:12]}, now it is {str(other.get('code'))[:12]}; go back to "
+            "that code to continue, or give another --output-dir"
         )

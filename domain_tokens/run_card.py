@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,23 @@ def umask() -> int:
 
 def write_json(path: Path, tree: Any) -> None:
     """Write JSON so that the file is there whole or not at all (temporary file, fsync, rename)."""
-    text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        where = next(_not_finite(tree, path.name))
+        raise UserError(f"{where} is not a finite number, so {path} was not written") from None
     write_text(path, text)
+
+
+def _not_finite(tree: Any, place: str) -> Iterator[str]:
+    """Yield where NaN or infinity stand in a tree that is to be JSON."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        yield place
+    parts: Iterable[tuple[Any, Any]] = tree.items() if isinstance(tree, dict) else ()
+    if isinstance(tree, list | tuple):
+        parts = enumerate(tree)
+    for key, value in parts:
+        yield from _not_finite(value, f"{place}.{key}")
 
 
 def write_text(path: Path, text: str) -> None:

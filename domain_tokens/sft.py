@@ -1,11 +1,13 @@
 """One SFT stage, from the parent checkpoint to a finished checkpoint folder."""
 
 import argparse
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import checkpoints, hardware, run_card, validation
+from domain_tokens import checkpoints, hardware, run_card, source_code, validation
 from domain_tokens.command_line import (
     CONDITIONS,
     SEED,
@@ -45,32 +47,88 @@ def add_stage_arguments(
         help="accept a parent of the other arm (a base × SFT factorial)",
     )
     parser.add_argument(
+        "--allow-no-injection",
+        action="store_true",
+        help="condition mul_tokens without a fact token in its training text, where that is meant",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="show data, steps, estimated time and memory; stop"
     )
     add_output_arguments(parser)
     add_config_arguments(parser, default_config)
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage that was found fit to begin: what it was told, its parent, its output folder.
+
+    inject: whether products in assistant turns become fact tokens. parent: what identifies the
+    parent, ancestors: how it and those before it were trained, both as verified before training.
+    """
+
+    args: argparse.Namespace
+    config: "SFTConfig"
+    load: Callable[["SFTConfig"], "StageData"]
+    inject: bool
+    workspace: Workspace
+    parent: dict[str, Any]
+    ancestors: list[dict[str, Any]]
+
+
 def open_stage(
-    args: argparse.Namespace, config: "SFTConfig", results_name: str
-) -> tuple[Workspace, dict[str, Any]]:
-    """Check the parent, open the output folder; return it and the parent's identity."""
+    args: argparse.Namespace,
+    config: "SFTConfig",
+    load: Callable[["SFTConfig"], "StageData"],
+    results_name: str,
+    *,
+    inject: bool,
+) -> Stage:
+    """Check the parent, open the output folder; raises UserError where a run may not begin."""
     require(config.tracking)
     parent = checkpoints.check_parent(
         Path(args.model_path), condition=args.condition, cross_base=args.cross_base
     )
+    ancestors = parent.pop("ancestors")
+    if args.condition == "mul_tokens" and not inject and not args.allow_no_injection:
+        raise UserError(
+            "--condition mul_tokens would be trained without fact tokens; add --inject-mul-tokens, "
+            "or --allow-no-injection if that is meant"
+        )
     identity = {
         "condition": args.condition,
         "config": config.identity(),
         "parent_weights": parent["weights"],
         "formats": run_card.formats(),
+        "inject": inject,
+        "code": _deciding_code(load),
     }
     # Other processes may look after the first one has begun to write.
     resume = args.resume or not (hardware.is_main_process() or args.overwrite)
     workspace = open_workspace(
         args.output_dir, results_name, identity, resume=resume, overwrite=args.overwrite
     )
-    return workspace, parent
+    if workspace.finished:
+        _refuse_other_injection(workspace, inject=inject)
+    return Stage(args, config, load, inject, workspace, parent, ancestors)
+
+
+def _deciding_code(load: Callable) -> str:
+    """Return the hash of the code that decides data and training of a stage."""
+    here = Path(__file__)
+    modules = [here.with_name(name) for name in ("training.py", "preparation.py")]
+    alone = [here, here.with_name("checkpoints.py"), Path(inspect.getfile(load))]
+    return source_code.code_hash(modules, alone=alone)
+
+
+def _refuse_other_injection(workspace: Workspace, *, inject: bool) -> None:
+    """Refuse a finished folder from before `inject` was recorded, if its counts belie it."""
+    results = run_card.read_json(workspace.final / workspace.results_name)
+    found = results.get("injected_tokens")
+    if found is not None and bool(found) != inject and not results.get("inject"):
+        raise UserError(
+            f"{workspace.final} was made with {found} fact tokens in its training text, now "
+            f"inject is {inject}; give the same arguments, or another --output-dir"
+        )
 
 
 def sources(config: "SFTConfig", usual: "Usual") -> list[tuple[str, str, str]]:
@@ -108,6 +166,13 @@ def test_questions(data: "DataSection") -> list[str]:
     )
 
 
+def _loading_code(load: Callable) -> str:
+    """Return the hash of the code that decides what a stage's examples are."""
+    here = Path(__file__)
+    alone = [here, here.with_name("config.py"), Path(inspect.getfile(load))]
+    return source_code.code_hash([here.with_name("preparation.py")], alone=alone)
+
+
 def prepare(
     args: argparse.Namespace,
     config: "SFTConfig",
@@ -131,6 +196,7 @@ def prepare(
         "tokenizer": checkpoints.tokenizer_hash(Path(args.model_path)),
         "inject": inject,
         "kind": load.__module__,
+        "code": _loading_code(load),
     }
     found = preparation.prepare(
         lambda: load(config), renderer, max_length=settings.max_length, identity=identity
@@ -146,54 +212,50 @@ def prepare(
     return found
 
 
-def run_stage(
-    args: argparse.Namespace,
-    config: "SFTConfig",
-    load: Callable[["SFTConfig"], "StageData"],
-    workspace: Workspace,
-    *,
-    inject: bool,
-) -> dict[str, Any] | None:
+def run_stage(stage: Stage) -> dict[str, Any] | None:
     """Render, train, evaluate once after the last step, save; return the results.
 
-    The results JSON is written last of all, so that a folder that has it is finished. With
-    --dry-run nothing is trained or written, and there are no results.
+    Whatever can be refused is refused before the first step. The results JSON is written last of
+    all, so that a folder that has it is finished. With --dry-run nothing is trained or written, and
+    there are no results.
     """
     import torch
     from transformers import set_seed
 
-    from domain_tokens import display, rehearsal, training
-    from domain_tokens.prompts import Renderer
+    from domain_tokens import display, preflight, rehearsal, training
 
+    args, config, workspace = stage.args, stage.config, stage.workspace
     settings = config.training
     set_seed(settings.seed)
     parent_folder = Path(args.model_path)
     tokenizer = checkpoints.load_tokenizer(parent_folder)
-    checkpoints.require_extended(tokenizer, parent_folder)
     model = checkpoints.load_model(parent_folder, dtype=torch.float32)
-    _refuse_longer_than_context(model, settings.max_length)
-    renderer = Renderer(
-        tokenizer,
-        inject=inject,
-        injection_mode=config.data.injection_mode,
-        loss_on=settings.loss_on,
-    )
-    data = prepare(args, config, load, renderer, inject=inject)
+    preflight.fit_to_train(model, tokenizer, settings, parent_folder)
+    data = prepare(args, config, stage.load, _renderer(stage, tokenizer), inject=stage.inject)
+    _refuse_without_facts(stage, data)
     plan = training.make_plan(data.train, settings, processes=hardware.world_size())
-    print(_announcement(data, plan), flush=True)
+    print(_announcement(data, plan, settings), flush=True)
     print(display.example(tokenizer, data.train[plan.order[0]]), flush=True)
     if args.dry_run:
         print(rehearsal.estimate(model, data.train, plan, settings))
         return None
-    if hardware.is_main_process():
-        workspace.begin()
+    training.refuse_zero_rates(plan, settings)
     device, dtype = hardware.choose(settings.precision)
+    results = _results(stage, data, plan)
+    card = _card(stage, data, results)
+    if hardware.is_main_process():
+        preflight.output_fits(
+            model, tokenizer, workspace, replaces=len(plan.steps) > settings.save_steps
+        )
+        preflight.can_be_json(workspace.final, {"card": card, "results": results})
+        workspace.begin(_planned(card, results), commit=card["code"]["commit"])
     peak = hardware.peak_flops(device, dtype)
+    before = training.weights_digest(model)
     tracking = named(config.tracking, workspace.final.name)
     outcome = training.train(model, data.train, plan, settings, workspace.work, tracking=tracking)
+    training.refuse_useless(model, before)
     scores = training.evaluate(model, data.validation, settings)
-    results = {
-        **_results(args, config, data, plan),
+    results |= {
         "train_loss": outcome.train_loss,
         "train_runtime": outcome.seconds,
         "train_samples_per_second": len(plan.order) / outcome.seconds,
@@ -204,8 +266,19 @@ def run_stage(
     }
     if hardware.is_main_process():
         checkpoints.save(model, tokenizer, workspace.work)
-        _finish(args, config, data, workspace, results)
+        _finish(workspace, data, card, results)
     return results
+
+
+def _renderer(stage: Stage, tokenizer: Any) -> "Renderer":
+    from domain_tokens.prompts import Renderer
+
+    return Renderer(
+        tokenizer,
+        inject=stage.inject,
+        injection_mode=stage.config.data.injection_mode,
+        loss_on=stage.config.training.loss_on,
+    )
 
 
 def summary(results: dict[str, Any], folder: str, name: str) -> str:
@@ -232,23 +305,30 @@ def summary(results: dict[str, Any], folder: str, name: str) -> str:
     return "\n".join(f"  {key:<16} {value}" for key, value in lines)
 
 
-def _refuse_longer_than_context(model: Any, max_length: int) -> None:
-    context = getattr(model.config, "max_position_embeddings", max_length)
-    if max_length > context:
+def _refuse_without_facts(stage: Stage, data: "Prepared") -> None:
+    """Refuse a run of the treated arm that would be one of the baseline."""
+    if not stage.inject or stage.args.allow_no_injection:
+        return
+    if not any(example.facts for example in data.train):
         raise UserError(
-            f"training.max_length is {max_length}, the model reads {context} tokens; "
-            f"--set training.max_length={context}"
+            f"condition mul_tokens, but no product that could be a fact token is in the "
+            f"{len(data.train)} training examples (data.injection_mode is "
+            f"{stage.config.data.injection_mode}); give other or more data, or "
+            "--allow-no-injection if that is meant"
         )
 
 
-def _announcement(data: "Prepared", plan: Any) -> str:
+def _announcement(data: "Prepared", plan: Any, settings: Any) -> str:
+    from domain_tokens import training
+
     dropped = sorted(data.account.dropped.items())
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped) or "none"
     lines = [
         *data.account.notes,
         f"{len(data.train)} examples ({sum(e.truncated for e in data.train)} truncated; "
         f"dropped: {lost}), {sum(plan.tokens):,} tokens in {len(plan.steps):,} optimizer steps, "
-        f"{sum(plan.supervised):,} supervised, {sum(e.facts for e in data.train):,} fact tokens",
+        f"{sum(plan.supervised):,} supervised, {sum(e.facts for e in data.train):,} fact tokens"
+        f"{training.long_warmup(plan, settings)}",
     ]
     if data.account.validation_dropped:
         lines.append(f"{_validation_drops(data.account)}, {len(data.validation)} left")
@@ -261,13 +341,11 @@ def _validation_drops(account: "Account") -> str:
     return f"validation: {sum(lost.values())} dropped ({reasons or 'there were no rows'})"
 
 
-def _results(
-    args: argparse.Namespace, config: "SFTConfig", data: "Prepared", plan: Any
-) -> dict[str, Any]:
-    examples, account = data.train, data.account
+def _results(stage: Stage, data: "Prepared", plan: Any) -> dict[str, Any]:
+    config, examples, account = stage.config, data.train, data.account
     touched = sum(e.facts > 0 for e in examples)
     return {
-        "condition": args.condition,
+        "condition": stage.args.condition,
         "seed": config.training.seed,
         "dataset": config.data.source,
         "total_train_samples": len(examples),
@@ -279,6 +357,7 @@ def _results(
         "validation_dropped": account.validation_dropped,
         "irregular_rows": account.irregular,
         "truncated": sum(e.truncated for e in examples),
+        "inject": stage.inject,
         "injected_examples": touched,
         "injected_tokens": sum(e.facts for e in examples),
         "injection_rate": touched / len(examples),
@@ -300,29 +379,27 @@ def _utilisation(
     }
 
 
-def _finish(
-    args: argparse.Namespace,
-    config: "SFTConfig",
-    data: "Prepared",
-    workspace: Workspace,
-    results: dict[str, Any],
-) -> None:
-    work = workspace.work
+def _card(stage: Stage, data: "Prepared", results: dict[str, Any]) -> dict[str, Any]:
+    """Return the run card but for the hashes of what is not trained yet.
+
+    It is drawn up before the first step: parent, data and code may change during the run.
+    """
+    args, config, workspace = stage.args, stage.config, stage.workspace
     device, dtype = hardware.choose(config.training.precision)
-    parent = checkpoints.check_parent(
-        Path(args.model_path), condition=args.condition, cross_base=args.cross_base
-    )
-    card = {
+    return {
         "stage": workspace.results_name.removesuffix("_results.json"),
         "command": args.command,
         "condition": args.condition,
         "seed": config.training.seed,
         "config": config.identity(),
-        "weights": checkpoints.weights_hash(work),
-        "tokenizer": checkpoints.tokenizer_hash(work),
-        "parent": parent,
-        "base": parent["base"],
-        "cross_base": args.cross_base or parent["cross_base"],
+        "inject": stage.inject,
+        "injection_mode": config.data.injection_mode,
+        "injected_examples": results["injected_examples"],
+        "injected_tokens": results["injected_tokens"],
+        "parent": stage.parent,
+        "ancestors": stage.ancestors,
+        "base": stage.parent["base"],
+        "cross_base": args.cross_base or stage.parent["cross_base"],
         "identity": workspace.identity,
         "formats": run_card.formats(),
         "data": data.account.fingerprint,
@@ -331,7 +408,24 @@ def _finish(
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
     }
-    run_card.write_json(work / run_card.CARD_NAME, card)
+
+
+def _planned(card: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Return what a resumed leg has to find again: the examples, and what computes."""
+    computes = {key: card["environment"][key] for key in ("device_type", "dtype")}
+    names = ("order_digest", "optimizer_steps", "tokens", "supervised_tokens", "injected_tokens")
+    return {**{name: results[name] for name in names}, **computes, "data": card["data"]}
+
+
+def _finish(
+    workspace: Workspace, data: "Prepared", card: dict[str, Any], results: dict[str, Any]
+) -> None:
+    work = workspace.work
+    hashes = {
+        "weights": checkpoints.weights_hash(work),
+        "tokenizer": checkpoints.tokenizer_hash(work),
+    }
+    run_card.write_json(work / run_card.CARD_NAME, card | hashes)
     if data.account.listed_drops:
         listed = {"dropped": data.account.listed_drops}
         run_card.write_json(work / "decontaminated.json", listed)

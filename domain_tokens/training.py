@@ -1,5 +1,6 @@
 """The one SFT run: planned optimizer steps on transformers.Trainer."""
 
+import hashlib
 import json
 import math
 import signal
@@ -20,7 +21,7 @@ from domain_tokens import attention, hardware, losses, packing
 from domain_tokens import tracking as trackers
 from domain_tokens.config import TrackingSection, TrainingSection
 from domain_tokens.corpora import order
-from domain_tokens.errors import StoppedError, UserError
+from domain_tokens.errors import FailedError, StoppedError, UserError
 from domain_tokens.prompts import MATCH, TEXT, Example
 
 if TYPE_CHECKING:
@@ -149,6 +150,73 @@ def token_losses(model: "PreTrainedModel", inputs: dict[str, Any]) -> torch.Tens
     return cross_entropy(found.float(), inputs["targets"], reduction="none")
 
 
+def learning_rates(settings: TrainingSection, steps: int) -> list[float]:
+    """Return the rate of each optimizer step as Trainer's linear schedule sets it.
+
+    Step k of w warm-up steps, counted from 0, has k/w of the rate: the first one has none.
+    """
+    warmup = _warmup_steps(settings, steps)
+    shares = [
+        step / warmup if step < warmup else (steps - step) / max(steps - warmup, 1)
+        for step in range(steps)
+    ]
+    return [settings.learning_rate * share for share in shares]
+
+
+def _warmup_steps(settings: TrainingSection, steps: int) -> int:
+    return math.ceil(settings.warmup_ratio * steps)
+
+
+def refuse_zero_rates(plan: Plan, settings: TrainingSection) -> None:
+    """Raise UserError where every step lies in the warm-up at learning rate 0."""
+    steps = len(plan.steps)
+    if not any(learning_rates(settings, steps)):
+        raise UserError(
+            f"all of the run ({steps} optimizer step) lies in the warm-up, at learning rate 0: "
+            f"nothing would be trained (training.warmup_ratio is {settings.warmup_ratio}); "
+            "--set training.warmup_ratio=0, or give more examples"
+        )
+
+
+def long_warmup(plan: Plan, settings: TrainingSection) -> str:
+    """Return a note where more than half of the steps are warm-up, else ""."""
+    steps = len(plan.steps)
+    warmup = _warmup_steps(settings, steps)
+    if 2 * warmup <= steps:
+        return ""
+    return (
+        f"\nnote: {warmup} of {steps} optimizer steps are warm-up, the first at learning rate 0 "
+        "(training.warmup_ratio)"
+    )
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return a hash of all parameters as they are in memory."""
+    digest = hashlib.blake2b()
+    for name, weight in model.named_parameters():
+        digest.update(name.encode() + b"\0")
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def refuse_useless(model: torch.nn.Module, before: str) -> None:
+    """Raise FailedError where training changed no weight, or left one that is not finite.
+
+    before: the digest of the weights that training began with.
+    """
+    if weights_digest(model) == before:
+        raise FailedError(
+            "training changed no weight: these are the parent's; look at the learning rates in "
+            "train_log.jsonl, and train again into another --output-dir"
+        )
+    broken = [n for n, weight in model.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise FailedError(
+            f"{broken[0]} holds numbers that are not finite after the last step; lower "
+            "training.learning_rate and train again into another --output-dir"
+        )
+
+
 class MicroBatches(Dataset):
     """The planned micro-batches in order, built when asked for; one item is one micro-batch."""
 
@@ -255,7 +323,8 @@ class TrainLog(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"loss is {logs['loss']} at step {state.global_step} of {len(self._plan.steps)}; "
-                "the last checkpoint is from before: lower training.learning_rate and start anew"
+                "the last checkpoint is from before: lower training.learning_rate and start again "
+                "in another --output-dir"
             )
         now = time.perf_counter()
         tokens = sum(self._plan.tokens[self._last_step : state.global_step])
@@ -401,6 +470,11 @@ def evaluate(
             text += float(nats[kinds == TEXT].sum())
             eligible += float(nats[kinds == MATCH].sum())
             tokens += len(nats)
+    if not math.isfinite(total):
+        raise FailedError(
+            f"the loss on the validation rows is {total}; lower training.learning_rate and train "
+            "again into another --output-dir"
+        )
     return {
         "eval_loss": total / tokens,
         "eval_bits_per_byte": _bits_per_byte(text, sum(e.text_bytes for e in examples)),
@@ -468,6 +542,7 @@ def train(
     """
     if not examples:
         raise UserError("no training example is left; see the dropped counts and data.source")
+    refuse_zero_rates(plan, settings)
     without_dropout(model)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
     with trackers.writing_to(folder, tracking):
@@ -487,7 +562,7 @@ def train(
     if stop.told and trainer.state.global_step < len(plan.steps):
         raise StoppedError(
             f"terminated after step {trainer.state.global_step} of {len(plan.steps)}; a checkpoint "
-            "is kept, --resume continues the run"
+            "is kept"
         )
     device, _ = hardware.choose(settings.precision)
     return Outcome(

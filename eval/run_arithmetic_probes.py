@@ -80,7 +80,7 @@ def grid(cells: list[float]) -> list[list[float]]:
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import endpoints, evaluation
+    from domain_tokens import endpoints, evaluation, preflight
     from domain_tokens.config import ProbeEvalConfig, load_config
 
     config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
@@ -97,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{output.results} is already finished")
         return 0
     questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
+    preflight.questions_fit(subject, questions, settings.max_new_tokens)
+    preflight.probabilities_are_numbers(subject, questions)
     start = time.perf_counter()
     responses = evaluation.answer(
         subject,

@@ -130,7 +130,7 @@ def report(
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import evaluation
+    from domain_tokens import evaluation, preflight
     from domain_tokens.config import GSM8KEvalConfig, load_config
 
     config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
@@ -158,9 +158,11 @@ def main(argv: list[str] | None = None) -> int:
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
         return 0
-    questions = evaluation.gsm8k_questions(
-        subject, loaded.items, max_new_tokens=settings.max_new_tokens
-    )
+    questions = evaluation.gsm8k_questions(subject, loaded.items)
+    texts = [gold.text for gold in golds]
+    scored = {*texts, *settings.frequent_answers} if settings.rationales else ()
+    preflight.questions_fit(subject, questions, settings.max_new_tokens, answers=scored)
+    preflight.probabilities_are_numbers(subject, questions)
     start = time.perf_counter()
     responses = evaluation.answer(
         subject,
@@ -174,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         subject,
         questions,
         output,
-        golds=[gold.text for gold in golds],
+        golds=texts,
         settings=settings,
     )
     used = [facts_of(problem, subject.layout) for problem in loaded.items]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.command_line import COUNT, SEED, Number, Parser, run
+from domain_tokens.command_line import COUNT, SEED, Number, Parser, is_unicode, run
 from domain_tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def show(
     if args.json:
         for sample in (sample for samples in answers for sample in samples):
             line = {"asked": asked, **{k: v for k, v in sample.items() if k != "shown"}}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(json.dumps(line, ensure_ascii=not is_unicode(sys.stdout)), flush=True)
     elif len(speakers) > 1 and sys.stdout.isatty():
         rows = [
             [f"{sample['shown']}\n{note(sample, args.num_samples)}" for sample in row]
@@ -134,6 +134,11 @@ def chat(speakers: Sequence["Speaker"], args: argparse.Namespace) -> None:
             text = input("\nUser: " if asked_at_terminal() else "").strip()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"a question is not {error.encoding}, as the console is said to be; "
+                "set PYTHONIOENCODING=utf-8"
+            ) from None
         if text == "/quit":
             return
         if text == "/reset" or not args.interactive:

@@ -95,8 +95,10 @@ def shown(text: str, start: int, end: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Audit one data set."""
     args = parse(argv)
+    from domain_tokens import preflight
     from domain_tokens.prompts import Renderer
 
+    preflight.writable_file(args.output_path)
     rows = load(args)
     if args.tokenizer:
         tokenizer = load_tokenizer(Path(args.tokenizer))

@@ -137,8 +137,11 @@ def print_analysis(analysis: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Load, pair, refuse what is not alike, compare, print and write."""
     args = parse(argv)
-    from domain_tokens import comparison, run_card
+    from domain_tokens import comparison, preflight, run_card
     from domain_tokens.config import AnalysisPlan, load_config
+
+    for path in (args.output_path, args.report):
+        preflight.writable_file(path)
 
     baseline, mul_tokens = (
         [comparison.load_run(Path(folder), condition=arm) for folder in folders]

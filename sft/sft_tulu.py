@@ -66,12 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     from domain_tokens.config import SFTConfig, load_config
 
     config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
-    workspace, _ = sft.open_stage(args, config, RESULTS)
-    if workspace.finished:
-        print(f"{args.output_dir} is already finished")
+    stage = sft.open_stage(args, config, load_data, RESULTS, inject=args.condition == "mul_tokens")
+    if stage.workspace.finished:
+        print(f"{args.output_dir} is already finished{stage.workspace.note}")
         return 0
-    inject = args.condition == "mul_tokens"
-    results = sft.run_stage(args, config, load_data, workspace, inject=inject)
+    results = sft.run_stage(stage)
     if results:
         print(sft.summary(results, args.output_dir, RESULTS))
     return 0

@@ -137,6 +137,25 @@ def test_runs_that_share_a_trained_parent_are_one_lineage():
     assert found["verdicts"][0].endswith("this says nothing about the method.")
 
 
+@pytest.mark.parametrize("shared", ["grandparent", "own", "descendant", "base"])
+def test_runs_that_share_any_trained_ancestor_are_one_lineage(shared):
+    """Only the parent was looked at, not the stages before it or the checkpoint itself."""
+    pairs = study(3)
+    for number, pair in enumerate(pairs):
+        for run in pair:
+            card = run.card
+            record = {"stage": "tulu_sft", "weights": f"{card['condition']}-{number}-tulu"}
+            if shared == "grandparent":
+                record["weights"] = "one"
+            if shared == "own" and run is pair[0]:
+                card["weights"] = "one"
+            if shared == "descendant" and number and run is pair[0]:
+                record["weights"] = pairs[0][0].card["weights"]
+            base = {"stage": "base", "weights": "one"}
+            card["training"]["ancestors"] = [{"stage": "base"} | record, base]
+    assert analyse(pairs, PLAN)["clusters"] == (3 if shared == "base" else 1)
+
+
 def test_the_detectable_effect_does_not_depend_on_what_was_observed():
     rows = [analyse(study(5, a1=shift), PLAN)["endpoints"][0] for shift in (0.0, 3.0)]
     assert rows[0]["detectable"] == pytest.approx(rows[1]["detectable"])

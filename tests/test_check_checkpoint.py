@@ -196,3 +196,23 @@ def test_an_evaluation_of_other_weights_is_caught(demo, capsys):
     assert status == 1
     assert all("was measured on" in fault for fault in faults)
     assert len(faults) == 2
+
+
+def test_a_record_of_ancestors_that_is_not_theirs_is_caught(demo, capsys):
+    """The comparison believes what a card says of the stages before it: the chain has to agree."""
+    folder = demo / "sft_gsm8k_mul_tokens"
+    card = read_json(folder / "run_card.json")
+    assert [record["stage"] for record in card["ancestors"]] == ["tulu_sft", "base"]
+    for change in (
+        lambda records: records[0]["config"]["training"].update(learning_rate=5e-3),
+        lambda records: records[0].update(injected_tokens=0),
+        lambda records: records[1].update(weights="0" * 64),
+        lambda records: records.pop(),
+    ):
+        changed = json.loads(json.dumps(card))
+        change(changed["ancestors"])
+        write_json(folder / "run_card.json", changed)
+        status, faults = check(folder, capsys)
+        assert status == 1
+        assert any("ancestors" in fault for fault in faults), faults
+    write_json(folder / "run_card.json", card)

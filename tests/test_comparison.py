@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from domain_tokens import comparison
+from domain_tokens.errors import UserError
 from domain_tokens.run_card import write_json, write_text
 from tests.conftest import call, tree
 
@@ -146,7 +148,9 @@ def seeded(demo, arm, seed):
         (folder / path.name).write_bytes(path.read_bytes())
     for path in folder.glob("*_results.json"):
         edit(path, "card.training.seed", seed)
-        edit(path, "card.training.parent.weights", f"{seed}")
+        edit(path, "card.training.parent.weights", f"{arm}-{seed}")
+        edit(path, "card.training.ancestors", [])
+        edit(path, "card.weights", f"{arm}-{seed}-last")
     return folder
 
 
@@ -165,3 +169,142 @@ def test_several_folders_are_paired_by_seed(demo, capsys):
     doubled = ["--baseline-dir", *baseline, baseline[0], "--mul-tokens-dir", *mul_tokens]
     assert call("scripts/compare_runs.py", *doubled) == 2
     assert "give each seed once" in capsys.readouterr().err
+
+
+def other(value):
+    """A value that is not this one."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}'"
+
+
+def change(tree, key):
+    """Change a dotted key of nested mappings."""
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree[part]
+    tree[last] = other(tree[last])
+
+
+def runs_of(demo):
+    return [comparison.load_run(demo / f"eval_{arm}", condition=arm) for arm in ARMS]
+
+
+def tulu(run):
+    """What a run's cards say of its Tulu stage, one record per evaluation."""
+    trainings = [e.card["training"] for e in run.evaluations.values()]
+    return [next(r for r in t["ancestors"] if r["stage"] == "tulu_sft") for t in trainings]
+
+
+# Of a Tulu card: what says where things lie or what came out, or is told apart by other means.
+NOT_COMPARED = {"stage", "condition", "weights", "inject", "injected_examples", "injected_tokens"}
+NOT_COMPARED |= {"cross_base", "config.data.source", "config.data.validation_source"}
+NOT_COMPARED |= {"config.data.decontaminate_against"}  # only whether there is one
+NOT_COMPARED |= {"config.training.seed"}  # a copy of `seed`
+
+
+def test_whatever_differs_in_the_tulu_stage_is_refused_by_its_key(experiment):
+    """Arms with Tulu rates of 1e-3 and 5e-3, 32 and 64 samples, seeds 7 and 42 were compared.
+
+    Only the last stage's card was looked at. Every leaf of the Tulu record is changed in turn.
+    """
+    demo = experiment / "demo"
+    assert comparison.differences([tuple(runs_of(demo))], []) == []
+    leaves = {
+        key.removeprefix("x."): value
+        for key, value in comparison.flatten(tulu(runs_of(demo)[1])[0], "x").items()
+    }
+    changed = [key for key in leaves if key not in NOT_COMPARED]
+    named = ("config.training.learning_rate", "config.training.max_train_samples", "seed")
+    assert {*named, "order_digest", "code.tree", "data.train", "formats.prompt"} <= set(changed)
+    for key in changed:
+        baseline, mul_tokens = runs_of(demo)
+        for record in tulu(mul_tokens):
+            change(record, key)
+        with pytest.raises(UserError, match=f"differ in ancestors.tulu_sft.{key} "):
+            comparison.differences([(baseline, mul_tokens)], [])
+        allowed = comparison.differences([(baseline, mul_tokens)], [f"ancestors.tulu_sft.{key}"])
+        assert [d.key for d in allowed] == [f"ancestors.tulu_sft.{key}"]
+
+
+def test_seeds_and_order_of_ancestors_are_free_across_pairs_and_nothing_else(experiment):
+    demo = experiment / "demo"
+    for key, free in (
+        ("seed", True),
+        ("order_digest", True),
+        ("config.training.max_length", False),
+    ):
+        first, second = runs_of(demo), runs_of(demo)
+        for run in second:
+            for record in tulu(run):
+                change(record, key)
+        pairs = [tuple(first), tuple(second)]
+        if free:
+            assert comparison.differences(pairs, []) == []
+        else:
+            with pytest.raises(UserError, match=f"ancestors.tulu_sft.{key}"):
+                comparison.differences(pairs, [])
+
+
+def test_cards_that_tell_nothing_hide_no_difference_of_those_that_do(experiment):
+    """Of three pairs the first is old; the others still differ from each other."""
+    demo = experiment / "demo"
+    pairs = [tuple(runs_of(demo)) for _ in range(3)]
+    for run in (*pairs[0], pairs[1][0], pairs[2][0]):
+        for evaluation in run.evaluations.values():
+            del evaluation.card["training"]["ancestors"]
+    assert comparison.differences(pairs, []) == []
+    (said,) = [w for w in comparison.untold([r for p in pairs for r in p]) if "parent" in w]
+    assert said.endswith("not say how the parent was trained: only the last stage is compared.")
+    for record in tulu(pairs[2][1]):
+        change(record, "config.training.learning_rate")
+    with pytest.raises(UserError, match="learning_rate"):
+        comparison.differences(pairs, [])
+
+
+@pytest.mark.parametrize(
+    ("arm", "stage", "inject", "count"),
+    [
+        ("mul_tokens", "training", False, 0),
+        ("mul_tokens", "training", True, 0),
+        ("mul_tokens", "ancestors.tulu_sft", False, 0),
+        ("baseline", "training", True, 3),
+        ("baseline", "ancestors.tulu_sft", False, 3),
+    ],
+)
+def test_an_arm_that_was_not_treated_as_it_says_is_refused(experiment, arm, stage, inject, count):
+    """A mul_tokens arm trained without --inject-mul-tokens was compared as the treated one."""
+    runs = runs_of(experiment / "demo")
+    run = runs[ARMS.index(arm)]
+    records = tulu(run)
+    if stage == "training":
+        records = [e.card["training"] for e in run.evaluations.values()]
+    for record in records:
+        record |= {"inject": inject, "injected_tokens": count}
+    with pytest.raises(UserError, match=f"{stage}.inject is {inject} with {count} fact tokens"):
+        comparison.differences([tuple(runs)], [])
+    (permitted,) = comparison.differences([tuple(runs)], [f"{stage}.inject"])
+    assert permitted.key == f"{stage}.inject"
+
+
+def test_the_shell_hears_of_both(demo, capsys):
+    """An arm with another Tulu stage is refused; old cards are compared, and that is said."""
+    for name in ("gsm8k", "arithmetic"):
+        path = demo / "eval_mul_tokens" / f"{name}_results.json"
+        ancestors = json.loads(path.read_text())["card"]["training"]["ancestors"]
+        ancestors[0]["config"]["training"]["learning_rate"] = 5e-3
+        edit(path, "card.training.ancestors", ancestors)
+    assert compare(demo) == 2
+    assert "ancestors.tulu_sft.config.training.learning_rate (0.001 and" in capsys.readouterr().err
+    for name in ("gsm8k", "arithmetic"):
+        path = demo / "eval_mul_tokens" / f"{name}_results.json"
+        content = json.loads(path.read_text())
+        for key in ("ancestors", "inject"):
+            del content["card"]["training"][key]
+        write_json(path, content)
+    assert compare(demo) == 0
+    shown = capsys.readouterr().out
+    assert "does not say how the parent was trained: only the last stage is compared" in shown
+    assert "does not say whether fact tokens were written" in shown

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from domain_tokens import evaluation, training
+from domain_tokens import evaluation, source_code, training
 from tests.conftest import call, train, tree
 
 
@@ -105,3 +105,128 @@ def test_a_finished_evaluation_is_not_another_checkpoints(demo, capsys):
     assert call("eval/run_arithmetic_probes.py", *words) == 2
     assert "was made with another condition" in capsys.readouterr().err
     assert tree(demo) == before
+
+
+def test_a_run_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
+    """A second leg under changed training code gave weights that no code gives from the start."""
+
+    def dying(*args):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", dying)
+        with pytest.raises(KilledError):
+            train(demo, "killed")
+    before = tree(demo)
+    with monkeypatch.context() as patch:
+        patch.setattr(source_code, "code_hash", lambda *args, **more: "f" * 64)
+        assert train(demo, "killed", "--resume") == 2
+        line = capsys.readouterr().err
+    assert "was begun by other code" in line
+    assert "go back to that code to continue" in line
+    assert tree(demo) == before
+    assert train(demo, "killed", "--resume") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(source_code, "code_hash", lambda *args, **more: "f" * 64)
+        capsys.readouterr()
+        assert train(demo, "killed", "--resume") == 0
+    assert "is already finished (made by other code: " in capsys.readouterr().out
+
+
+def test_a_run_is_not_resumed_on_other_data(demo, monkeypatch, capsys):
+    """The file under the same path may have other rows: the config says nothing of them."""
+
+    def dying(*args):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", dying)
+        with pytest.raises(KilledError):
+            train(demo, "killed")
+    data = demo / "data" / "train.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
+    assert train(demo, "killed", "--resume") == 2
+    assert "was begun with data" in capsys.readouterr().err
+
+
+def mul_tokens(demo, folder, *more):
+    """Run the GSM8K stage of the treated arm."""
+    words = ["--model-path", demo / "sft_tulu_mul_tokens", "--output-dir", demo / folder]
+    words += ["--condition", "mul_tokens", "--config", "sft/configs/demo/gsm8k.yaml"]
+    for key, name in (("source", "train"), ("validation_source", "test")):
+        words += ["--set", f"data.{key}={demo / 'data' / name}.jsonl"]
+    return call("sft/sft_gsm8k.py", *words, *more)
+
+
+def test_injection_is_part_of_what_a_run_is(demo, capsys):
+    """Without --inject-mul-tokens, --resume of a run that had it said "already finished"."""
+    finished = "new"
+    assert mul_tokens(demo, finished, "--inject-mul-tokens") == 0
+    assert mul_tokens(demo, finished, "--inject-mul-tokens", "--resume") == 0
+    capsys.readouterr()
+    assert mul_tokens(demo, finished, "--resume") == 2
+    assert "--allow-no-injection if that is meant" in capsys.readouterr().err
+    assert mul_tokens(demo, finished, "--resume", "--allow-no-injection") == 2
+    assert "was made with inject True, now it is False" in capsys.readouterr().err
+
+
+def test_a_folder_from_before_these_were_recorded_stays_readable(demo, capsys):
+    folder = demo / "new"
+    assert mul_tokens(demo, folder.name, "--inject-mul-tokens") == 0
+    for name in ("run_card.json", "sft_results.json"):
+        content = json.loads((folder / name).read_text())
+        for key in ("inject", "injection_mode", "ancestors"):
+            content.pop(key, None)
+        for key in ("inject", "code"):
+            content.get("identity", {}).pop(key, None)
+        (folder / name).write_text(json.dumps(content))
+    assert mul_tokens(demo, folder.name, "--inject-mul-tokens", "--resume") == 0
+    assert "made before the code that trains was recorded" in capsys.readouterr().out
+    assert mul_tokens(demo, folder.name, "--resume", "--allow-no-injection") == 2
+    assert "fact tokens in its training text, now inject is False" in capsys.readouterr().err
+
+
+def test_a_treated_arm_without_facts_is_refused_unless_meant(demo, capsys):
+    """Rows without a product: the "treated" arm was a second baseline, and compared as one."""
+    rows = [
+        {"question": f"What is {n} plus 100?", "answer": f"It is {n + 100}.\n#### {n + 100}"}
+        for n in range(40)
+    ]
+    path = demo / "data" / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = tree(demo)
+    assert mul_tokens(demo, "new", "--inject-mul-tokens") == 2
+    assert "no product that could be a fact token" in capsys.readouterr().err
+    assert tree(demo) == before
+    assert mul_tokens(demo, "new", "--inject-mul-tokens", "--allow-no-injection") == 0
+    card = json.loads((demo / "new" / "run_card.json").read_text())
+    assert (card["inject"], card["injected_tokens"]) == (True, 0)
+
+
+def test_an_evaluation_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
+    """Half of the answers were decoded by one version, half by the next, under one code hash."""
+
+    def evaluate(*more):
+        words = ["--model-path", demo / "sft_gsm8k_baseline", "--output-dir", demo / "new"]
+        words += ["--condition", "baseline", "--max-new-tokens", 2]
+        return call("eval/run_arithmetic_probes.py", *words, *more)
+
+    def dying(self, items, results):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Answers, "finish", dying)
+        with pytest.raises(KilledError):
+            evaluate()
+
+    def other(*args, **more):
+        return "f" * 64
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source_code, "code_hash", other)
+        assert evaluate("--resume") == 2
+    assert "or code" in capsys.readouterr().err
+    assert evaluate("--resume") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(source_code, "code_hash", other)
+        assert evaluate("--resume") == 0
