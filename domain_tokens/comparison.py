@@ -39,8 +39,8 @@ FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
 # Where data lie says nothing about what they are; their fingerprints are compared.
 PATHS = ("data.source", "training.config.data.source", "training.config.data.validation_source")
-SEEDED = ("seed", "training.order_digest")  # differ from one replicate to the next
-ALPHA = 0.05
+# Differ from one replicate to the next.
+SEEDED = ("seed", "training.order_digest", "training.fact_rows.seed", "decode.rationale_seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,7 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
         for key in ("order_digest", *FORMATS, *SETTING):
             flat[f"training.{key}"] = _at(training, key)
         flat["training.parent.stage"] = training["parent"]["stage"] or "base"
+        flat |= flatten(training.get("fact_rows"), "training.fact_rows")  # None in older cards
         flat |= flatten(training["config"], "training.config")
         flat |= flatten(training["data"], "training.data")
         del flat["training.config.training.seed"]  # it is the key `seed`
@@ -228,8 +229,10 @@ def compare(
         raise UserError("no evaluation is in all of these folders; run the same one in both arms")
     compared = [_compare_pair(pair, names) for pair in pairs]
     headlines = [row for one in compared for row in one["endpoints"] if row["headline"]]
-    adjusted = holm([row["mcnemar_p"] for row in headlines])
-    for row, p in zip(headlines, adjusted, strict=True):
+    # The family is every evaluation of every pair; one that is missing counts as p = 1.
+    missing = len(pairs) * len(ACCURACIES) - len(headlines)
+    adjusted = holm([*(row["mcnemar_p"] for row in headlines), *[1.0] * missing])
+    for row, p in zip(headlines, adjusted, strict=False):
         row["mcnemar_p_holm"] = p
     report: dict[str, Any] = {
         "evaluations": names,
@@ -239,7 +242,7 @@ def compare(
         "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
         "analysis": analyse(pairs, plan, pilot),
     }
-    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report)]
+    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report, plan.alpha)]
     return report
 
 
@@ -352,14 +355,13 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     for name in names:
         one, other = (run.evaluations[name] for run in pair)
         _refuse_unpaired(one, other)
-        for index, (endpoint, verdict, ids) in enumerate(
-            endpoints_of(list(one.items.values()), name)
-        ):
+        items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
+        for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
             right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
             row = {"evaluation": name, "endpoint": endpoint, "headline": index == 0}
             endpoints.append(row | _compare_items(*right))
         metrics[name] = _plain_metrics(one.metrics, other.metrics)
-        floors[name] = asdict(best_constant([item["gold"] for item in one.items.values()]))
+        floors[name] = asdict(best_constant([item["gold"] for item in items]))
     return {
         "seed": pair[0].seed,
         **{
@@ -452,14 +454,15 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _verdicts(report: dict[str, Any]) -> Iterator[str]:
+def _verdicts(report: dict[str, Any], alpha: float) -> Iterator[str]:
     """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
     pairs = report["pairs"]
     headlines = [[row for row in one["endpoints"] if row["headline"]] for one in pairs]
     for rows in zip(*headlines, strict=True):
         name = f"{rows[0]['evaluation']} {rows[0]['endpoint']}"
         if len(pairs) == 1:
-            yield f"{name}: {_verdict(rows[0], pairs[0]['best_constant'][rows[0]['evaluation']])}"
+            floor = pairs[0]["best_constant"][rows[0]["evaluation"]]
+            yield f"{name}: {_verdict(rows[0], floor, alpha)}"
             continue
         seeds = ", ".join(f"{row['mcnemar_p_holm']:.2g}" for row in rows)
         yield (
@@ -473,12 +476,12 @@ def _verdicts(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _verdict(row: dict[str, Any], floor: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any], floor: dict[str, Any], alpha: float) -> str:
     b, c, p = row["only_baseline_right"], row["only_mul_tokens_right"], row["mcnemar_p_holm"]
     evidence = f"(only baseline right {b}, only mul_tokens right {c}, exact McNemar p {p:.3g}"
     if row["mcnemar_p_holm"] != row["mcnemar_p"]:
         evidence += f" after Holm, {row['mcnemar_p']:.3g} before"
-    if p < ALPHA:
+    if p < alpha:
         words = f"These two checkpoints differ on these items, {ARMS[c > b]} is higher {evidence})"
     else:
         words = f"No difference detected on these items {evidence})"

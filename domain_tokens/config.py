@@ -118,6 +118,7 @@ class GSM8KSection(Section):
     """How the GSM8K test questions are put and answered.
 
     rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
+    rationale_seed: of these samples; None means the training seed of the checkpoint.
     frequent_answers: the training answers in order of frequency; the first is a constant-answer
     floor, the first 16 that are not the gold answer are the distractors of G2.
     """
@@ -125,7 +126,7 @@ class GSM8KSection(Section):
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
     rationales: int = Field(16, ge=0)
-    rationale_seed: int = 42
+    rationale_seed: int | None = None
     frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -159,7 +160,9 @@ class ProbeEvalConfig(Section):
 class AnalysisPlan(Section):
     """What was fixed before the numbers were seen; its hash stands in every comparison.
 
-    seeds: independent lineages per arm that a claim needs. alpha: over both primaries (Holm).
+    seeds: independent lineages per arm that a claim needs. alpha: over both primaries (Holm), whose
+    intervals have the level at which Holm tests them. confidence: of the primaries' intervals of a
+    single pair, which no test goes with.
     margins: equivalence margins, a1 in nats, g1 as a fraction.
     """
 

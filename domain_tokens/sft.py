@@ -138,7 +138,7 @@ def run_stage(
     import torch
     from transformers import set_seed
 
-    from domain_tokens import display, rehearsal, training
+    from domain_tokens import display, fact_rows, rehearsal, training
     from domain_tokens.prompts import Renderer
 
     settings = config.training
@@ -147,6 +147,7 @@ def run_stage(
     tokenizer = checkpoints.load_tokenizer(parent_folder)
     model = checkpoints.load_model(parent_folder, dtype=torch.float32)
     _refuse_longer_than_context(model, settings.max_length)
+    began = fact_rows.begin(model, tokenizer, parent_folder, seed=settings.seed)
     renderer = Renderer(
         tokenizer,
         inject=inject,
@@ -155,7 +156,7 @@ def run_stage(
     )
     data = prepare(args, config, load, renderer, inject=inject)
     plan = training.make_plan(data.train, settings, processes=hardware.world_size())
-    print(_announcement(data, plan), flush=True)
+    print(f"{_announcement(data, plan)}\n{fact_rows.words(began)}", flush=True)
     print(display.example(tokenizer, data.train[plan.order[0]]), flush=True)
     if args.dry_run:
         print(rehearsal.estimate(model, data.train, plan, settings))
@@ -169,6 +170,7 @@ def run_stage(
     scores = training.evaluate(model, data.validation, settings)
     results = {
         **_results(args, config, data, plan),
+        "fact_rows": began,
         "train_loss": outcome.train_loss,
         "train_runtime": outcome.seconds,
         "train_samples_per_second": len(plan.order) / outcome.seconds,
@@ -291,6 +293,7 @@ def _finish(
         "data": data.account.fingerprint,
         "sources": source_files(config.data),
         "order_digest": results["order_digest"],
+        "fact_rows": results["fact_rows"],
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
     }

@@ -142,11 +142,12 @@ def main(argv: list[str] | None = None) -> int:
         subset_seed=config.data.subset_seed,
     )
     settings = config.evaluation
-    decode = {**settings.model_dump(), "greedy": True}
     data = {"source": config.data.source, "test": loaded.fingerprint}
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
+    seed = evaluation.rationale_seed(settings, subject.folder)
+    decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
     sources = corpora.file_hashes(config.data.source, split=config.data.split)
     card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=sources)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
