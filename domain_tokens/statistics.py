@@ -414,7 +414,7 @@ def detectable_limit(items: ItemNoise | None, aim: Aim) -> float:
     """Return the difference below which more seeds detect nothing, since items are a sample."""
     if items is None:
         return 0.0
-    return detectable_effect(Estimate(0.0, math.sqrt(items.variance), items.items - 1.0), aim)
+    return detectable_effect(Estimate(0.0, math.sqrt(items.variance), math.inf), aim)
 
 
 def seeds_needed(
