@@ -169,8 +169,7 @@ def run_stage(
     outcome = training.train(model, data.train, plan, settings, workspace.work, tracking=tracking)
     scores = training.evaluate(model, data.validation, settings)
     results = {
-        **_results(args, config, data, plan),
-        "fact_rows": began,
+        **(_results(args, config, data, plan) | {"fact_rows": began}),
         "train_loss": outcome.train_loss,
         "train_runtime": outcome.seconds,
         "train_samples_per_second": len(plan.order) / outcome.seconds,
