@@ -315,6 +315,13 @@ def test_the_interaction_counts_items_as_a_sample():
     assert row["se"] == pytest.approx(expected, rel=0.02)
 
 
+def test_runs_that_disagree_on_which_items_use_a_fact_are_refused():
+    pairs = study(3)
+    pairs[1][1].evaluations["gsm8k"].items["i004"]["applicable"] = True
+    with pytest.raises(UserError, match="do not agree on which items use a fact"):
+        analyse(pairs, PLAN)
+
+
 def test_runs_that_all_differ_alike_give_no_claim():
     """Without any spread p was 0 and the interval a point: "improved"."""
     grid, values = np.full(81, -1.0), np.full(ITEMS, 0.25)
