@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import base_proof, base_sources, checkpoints, run_card, vocabulary
+from domain_tokens import (
+    base_proof,
+    base_sources,
+    checkpoints,
+    fact_rows,
+    run_card,
+    vocabulary,
+)
 from domain_tokens.errors import UserError
 from domain_tokens.outputs import Workspace
 
@@ -138,7 +145,7 @@ def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: i
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": layout.total,
         "first_fact_id": layout.first_fact_id,
-        "fact_rows": "the source's" if kept else "mean of the rows of a*b=c + noise",
+        "fact_rows": fact_rows.KEPT if kept else fact_rows.DRAWN,
     }
 
 
@@ -205,6 +212,8 @@ def finish(
     parent: path and weights of a base this one was made from. made: goes into card and results.
     """
     work = workspace.work
+    if parent is not None and made["fact_rows"] == fact_rows.KEPT:
+        made = {**made, "fact_rows": fact_rows.rule_of_base(Path(parent["path"])) or fact_rows.KEPT}
     card = {
         "stage": "base",
         "condition": condition,

@@ -42,7 +42,8 @@ PATHS = ("data.source", "training.config.data.source", "training.config.data.val
 SETTING_PARTS = ("code", "environment")
 BASE = {"stage": "base"}  # the record of a base without a card
 ANCESTORS = "ancestors."  # begins the keys of stages before the last one
-ALPHA = 0.05
+# Differ from one replicate to the next, as do seed and order of each ancestor.
+SEEDED = ("seed", "training.order_digest", "training.fact_rows.seed", "decode.rationale_seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
         for key in ("order_digest", *FORMATS, *SETTING):
             flat[f"training.{key}"] = _at(training, key)
         flat["training.parent.stage"] = training["parent"]["stage"] or "base"
+        flat |= flatten(training.get("fact_rows"), "training.fact_rows")  # None in older cards
         flat |= flatten(training["config"], "training.config")
         flat |= flatten(training["data"], "training.data")
         del flat["training.config.training.seed"]  # it is the key `seed`
@@ -217,7 +219,7 @@ def _of_ancestors(training: dict[str, Any]) -> dict[str, Any]:
 def _is_seeded(key: str) -> bool:
     """Return whether a key differs from one replicate to the next."""
     of_ancestor = key.startswith(ANCESTORS) and key.split(".")[2:] in (["seed"], ["order_digest"])
-    return key in ("seed", "training.order_digest") or of_ancestor
+    return key in SEEDED or of_ancestor
 
 
 def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> list[Difference]:
@@ -350,8 +352,10 @@ def compare(
         raise UserError("no evaluation is in all of these folders; run the same one in both arms")
     compared = [_compare_pair(pair, names) for pair in pairs]
     headlines = [row for one in compared for row in one["endpoints"] if row["headline"]]
-    adjusted = holm([row["mcnemar_p"] for row in headlines])
-    for row, p in zip(headlines, adjusted, strict=True):
+    # The family is every evaluation of every pair; one that is missing counts as p = 1.
+    missing = len(pairs) * len(ACCURACIES) - len(headlines)
+    adjusted = holm([*(row["mcnemar_p"] for row in headlines), *[1.0] * missing])
+    for row, p in zip(headlines, adjusted, strict=False):
         row["mcnemar_p_holm"] = p
     report: dict[str, Any] = {
         "evaluations": names,
@@ -362,7 +366,7 @@ def compare(
         "untold": list(untold(runs)),
         "analysis": analyse(pairs, plan, pilot),
     }
-    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report)]
+    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report, plan.alpha)]
     return report
 
 
@@ -475,14 +479,13 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     for name in names:
         one, other = (run.evaluations[name] for run in pair)
         _refuse_unpaired(one, other)
-        for index, (endpoint, verdict, ids) in enumerate(
-            endpoints_of(list(one.items.values()), name)
-        ):
+        items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
+        for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
             right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
             row = {"evaluation": name, "endpoint": endpoint, "headline": index == 0}
             endpoints.append(row | _compare_items(*right))
         metrics[name] = _plain_metrics(one.metrics, other.metrics)
-        floors[name] = asdict(best_constant([item["gold"] for item in one.items.values()]))
+        floors[name] = asdict(best_constant([item["gold"] for item in items]))
     return {
         "seed": pair[0].seed,
         **{
@@ -575,14 +578,15 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _verdicts(report: dict[str, Any]) -> Iterator[str]:
+def _verdicts(report: dict[str, Any], alpha: float) -> Iterator[str]:
     """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
     pairs = report["pairs"]
     headlines = [[row for row in one["endpoints"] if row["headline"]] for one in pairs]
     for rows in zip(*headlines, strict=True):
         name = f"{rows[0]['evaluation']} {rows[0]['endpoint']}"
         if len(pairs) == 1:
-            yield f"{name}: {_verdict(rows[0], pairs[0]['best_constant'][rows[0]['evaluation']])}"
+            floor = pairs[0]["best_constant"][rows[0]["evaluation"]]
+            yield f"{name}: {_verdict(rows[0], floor, alpha)}"
             continue
         seeds = ", ".join(f"{row['mcnemar_p_holm']:.2g}" for row in rows)
         yield (
@@ -597,12 +601,12 @@ def _verdicts(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _verdict(row: dict[str, Any], floor: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any], floor: dict[str, Any], alpha: float) -> str:
     b, c, p = row["only_baseline_right"], row["only_mul_tokens_right"], row["mcnemar_p_holm"]
     evidence = f"(only baseline right {b}, only mul_tokens right {c}, exact McNemar p {p:.3g}"
     if row["mcnemar_p_holm"] != row["mcnemar_p"]:
         evidence += f" after Holm, {row['mcnemar_p']:.3g} before"
-    if p < ALPHA:
+    if p < alpha:
         words = f"These two checkpoints differ on these items, {ARMS[c > b]} is higher {evidence})"
     else:
         words = f"No difference detected on these items {evidence})"

@@ -124,6 +124,7 @@ class GSM8KSection(Section):
     """How the GSM8K test questions are put and answered.
 
     rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
+    rationale_seed: of these samples; None means the training seed of the checkpoint.
     frequent_answers: the training answers in order of frequency; the first is a constant-answer
     floor, the first 16 that are not the gold answer are the distractors of G2.
     """
@@ -131,7 +132,7 @@ class GSM8KSection(Section):
     batch_size: Width
     max_new_tokens: Width
     rationales: int = Field(16, ge=0, le=10_000)
-    rationale_seed: Seed = 42
+    rationale_seed: Seed | None = None
     frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -165,7 +166,9 @@ class ProbeEvalConfig(Section):
 class AnalysisPlan(Section):
     """What was fixed before the numbers were seen; its hash stands in every comparison.
 
-    seeds: independent lineages per arm that a claim needs. alpha: over both primaries (Holm).
+    seeds: independent lineages per arm that a claim needs. alpha: over both primaries (Holm), whose
+    intervals have the level at which Holm tests them. confidence: of the primaries' intervals of a
+    single pair, which no test goes with.
     margins: equivalence margins, a1 in nats, g1 as a fraction.
     """
 

@@ -73,6 +73,17 @@ def load_subject(folder: Path, *, condition: str, precision: str) -> Subject:
     return Subject(folder, model, tokenizer, layout, precision)
 
 
+def rationale_seed(settings: GSM8KSection, folder: Path) -> int:
+    """Return the seed of a checkpoint's sampled rationales: its training seed unless one is set.
+
+    A checkpoint without a run card has 42.
+    """
+    if settings.rationale_seed is not None:
+        return settings.rationale_seed
+    card = checkpoints.read_card(folder)
+    return int(card["seed"]) if card else 42
+
+
 class Answers:
     """The output of one evaluation in a folder that it may share with the other one.
 
@@ -399,7 +410,7 @@ def answer_endpoints(
         output,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
-        sampling_seed=settings.rationale_seed,
+        sampling_seed=rationale_seed(settings, subject.folder),
     )
     scores = answer_scores(
         subject,

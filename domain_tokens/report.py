@@ -163,13 +163,18 @@ def _speed(stages: dict[str, Any], pairs: Pairs) -> Iterator[dict[str, Any]]:
 
 
 def _interval_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Add where delta and interval lie on a line from -reach to reach, in percent of its width."""
-    low, high = row["interval"]
-    values = [v for v in (low, high, row["delta"]) if v is not None and math.isfinite(v)]
+    """Add where delta and interval lie on a line from -reach to reach, in percent of its width.
+
+    unreachable: no number of seeds detects the margin.
+    """
+    low, high = row["interval"] or (row["delta"], row["delta"])
+    values = [v for v in (low, high, row["delta"]) if math.isfinite(v)]
     reach = 1.15 * max([abs(value) for value in values] + [1e-12])
     places = {"low": low, "high": high, "delta": row["delta"]}
     drawn = {k: 50 + 50 * max(-reach, min(reach, v)) / reach for k, v in places.items()}
-    return {**row, "drawn": drawn}
+    margin = row.get("margin")
+    unreachable = margin is not None and row.get("detectable_limit", 0.0) > margin
+    return {**row, "drawn": drawn, "unreachable": unreachable}
 
 
 def _mean_grids(pairs: Pairs) -> dict[str, list[list[float]]] | None:

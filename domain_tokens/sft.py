@@ -222,7 +222,7 @@ def run_stage(stage: Stage) -> dict[str, Any] | None:
     import torch
     from transformers import set_seed
 
-    from domain_tokens import display, preflight, rehearsal, training
+    from domain_tokens import display, fact_rows, preflight, rehearsal, training
 
     args, config, workspace = stage.args, stage.config, stage.workspace
     settings = config.training
@@ -231,17 +231,18 @@ def run_stage(stage: Stage) -> dict[str, Any] | None:
     tokenizer = checkpoints.load_tokenizer(parent_folder)
     model = checkpoints.load_model(parent_folder, dtype=torch.float32)
     preflight.fit_to_train(model, tokenizer, settings, parent_folder)
+    began = fact_rows.begin(model, tokenizer, parent_folder, seed=settings.seed)
     data = prepare(args, config, stage.load, _renderer(stage, tokenizer), inject=stage.inject)
     _refuse_without_facts(stage, data)
     plan = training.make_plan(data.train, settings, processes=hardware.world_size())
-    print(_announcement(data, plan, settings), flush=True)
+    print(f"{_announcement(data, plan, settings)}\n{fact_rows.words(began)}", flush=True)
     print(display.example(tokenizer, data.train[plan.order[0]]), flush=True)
     if args.dry_run:
         print(rehearsal.estimate(model, data.train, plan, settings))
         return None
     training.refuse_zero_rates(plan, settings)
     device, dtype = hardware.choose(settings.precision)
-    results = _results(stage, data, plan)
+    results = _results(stage, data, plan) | {"fact_rows": began}
     card = _card(stage, data, results)
     if hardware.is_main_process():
         preflight.output_fits(
@@ -405,6 +406,7 @@ def _card(stage: Stage, data: "Prepared", results: dict[str, Any]) -> dict[str, 
         "data": data.account.fingerprint,
         "sources": source_files(config, args.usual_validation),
         "order_digest": results["order_digest"],
+        "fact_rows": results["fact_rows"],
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
     }

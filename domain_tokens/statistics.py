@@ -5,9 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from itertools import product
+from typing import Any
 
 import numpy as np
+
+PILOT_LIMIT = 0.8  # confidence with which a pilot's noise is no larger than what is planned with
+ROUNDING = 1e-10  # of the largest difference: a standard error below it is arithmetic, not spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +33,6 @@ def mcnemar_exact(b: int, c: int) -> float:
     if b < 0 or c < 0:
         raise ValueError(f"discordant counts are {b} and {c}; wanted two counts of at least 0")
     return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-
-
-def mcnemar_midp(b: int, c: int) -> float:
-    """Return the two-sided mid-p McNemar p: half the probability of what was seen (Fagerland 2013).
-
-    Less conservative than the exact p and no longer exact. Raises ValueError for a negative count.
-    """
-    from scipy.stats import binom
-
-    exact = mcnemar_exact(b, c)
-    seen = float(binom.pmf(min(b, c), b + c, 0.5)) if b + c else 0.0
-    return exact - (seen / 2 if b == c else seen)
 
 
 def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -95,6 +86,35 @@ def holm(pvalues: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(pvalues) - rank) * pvalues[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def holm_levels(pvalues: Sequence[float], alpha: float) -> list[float]:
+    """Return the level at which Holm's procedure tests each p-value, in the order given.
+
+    The smallest is tested at α/m, the next, if that was rejected, at α/(m − 1), and so on; what
+    comes after the first that is not rejected stays at its level. So a value is rejected if, and
+    only if, it lies below its level: an interval of confidence 1 − level says the same.
+    """
+    order = sorted(range(len(pvalues)), key=lambda i: pvalues[i])
+    rejected = 0
+    while rejected < len(order) and pvalues[order[rejected]] < alpha / (len(order) - rejected):
+        rejected += 1
+    ranks = {index: min(rank, rejected) for rank, index in enumerate(order)}
+    return [alpha / (len(order) - ranks[index]) for index in range(len(order))]
+
+
+def collapsed(rates: Sequence[float]) -> list[int]:
+    """Return which runs of one condition collapsed, by position; rates: 0-1, one per run.
+
+    Such a run lies below a tenth of the median, and more than five robust standard deviations
+    (1.4826 × the median absolute deviation) from it. Of fewer than three runs none can be told.
+    """
+    values = np.asarray(rates, dtype=np.float64)
+    if len(values) < 3:
+        return []
+    middle = float(np.median(values))
+    reach = 5 * 1.4826 * float(np.median(np.abs(values - middle)))
+    return np.flatnonzero(values < min(middle / 10, middle - reach)).tolist()
 
 
 def best_constant(golds: Sequence[object]) -> Floor:
@@ -151,27 +171,90 @@ def matched_floor(
 class Estimate:
     """A mean paired difference with its standard error and degrees of freedom, in the data's units.
 
-    se is 0 where all runs are equal; then p is 1 for a mean of 0 and 0 for any other.
+    se is 0 where all runs are equal. Then nothing is known of how much runs differ, so that a mean
+    other than 0 has neither p nor interval; a mean of 0 has p 1 and the interval from 0 to 0.
     """
 
     mean: float
     se: float
     df: float
 
-    def p(self) -> float:
+    @property
+    def spread(self) -> bool:
+        """Whether the runs differ from each other at all."""
+        return self.se > 0
+
+    def p(self) -> float | None:
         """Return the two-sided p of a mean of zero."""
         from scipy.stats import t
 
-        if self.se == 0:
-            return float(self.mean == 0)
+        if not self.spread:
+            return 1.0 if self.mean == 0 else None
         return float(2 * t.sf(abs(self.mean) / self.se, self.df))
 
-    def interval(self, confidence: float) -> tuple[float, float]:
+    def interval(self, confidence: float) -> tuple[float, float] | None:
         """Return the two-sided t interval of the mean."""
         from scipy.stats import t
 
-        reach = float(t.ppf((1 + confidence) / 2, self.df)) * self.se if self.se else 0.0
+        if not self.spread:
+            return (0.0, 0.0) if self.mean == 0 else None
+        reach = float(t.ppf((1 + confidence) / 2, self.df)) * self.se
         return self.mean - reach, self.mean + reach
+
+
+@dataclass(frozen=True, slots=True)
+class _Squares:
+    """Mean squares of differences [S seeds, n items]: between runs, between items, and the rest.
+
+    With run variance σ_s², item variance σ_i² and the rest σ², their expectations are n·σ_s² + σ²,
+    S·σ_i² + σ² and σ². None of them holds the mean difference.
+    """
+
+    seeds: int
+    items: int
+    by_run: float
+    by_item: float
+    rest: float
+
+
+def _squares(d: np.ndarray) -> _Squares:
+    seeds, items = d.shape
+    rows, columns = d.mean(axis=1), d.mean(axis=0)
+    residual = d - rows[:, None] - columns[None, :] + d.mean()
+    return _Squares(
+        seeds,
+        items,
+        by_run=items * float(rows.var(ddof=1)),
+        by_item=seeds * float(columns.var(ddof=1)),
+        rest=float((residual**2).sum()) / ((seeds - 1) * (items - 1)),
+    )
+
+
+def _differences(differences: np.ndarray) -> np.ndarray:
+    d = np.asarray(differences, dtype=np.float64)
+    if d.ndim != 2 or min(d.shape) < 2 or not np.isfinite(d).all():
+        raise ValueError(
+            f"differences have shape {d.shape}; wanted finite ones of at least 2 seeds × 2 items"
+        )
+    return d
+
+
+def _estimate(mean: float, by_run: float, groups: Sequence[_Squares], *, scale: float) -> Estimate:
+    """Return a mean whose squared error is by_run plus what each group of items adds by itself.
+
+    by_run: squared error from runs, S − 1 degrees of freedom. scale: the largest difference.
+    """
+    seeds = groups[0].seeds
+    by_item = [g.by_item / (seeds * g.items) for g in groups]
+    rest = [g.rest / (seeds * g.items) for g in groups]
+    squared = max(by_run + sum(by_item) - sum(rest), by_run, sum(by_item))
+    error = by_run**2 / (seeds - 1) + sum(
+        i**2 / (g.items - 1) + r**2 / ((seeds - 1) * (g.items - 1))
+        for g, i, r in zip(groups, by_item, rest, strict=True)
+    )
+    df = max(seeds - 1, squared**2 / error) if error else seeds - 1
+    se = math.sqrt(squared)
+    return Estimate(mean, se if se > ROUNDING * scale else 0.0, float(df))
 
 
 def crossed_t(differences: np.ndarray) -> Estimate:
@@ -181,21 +264,26 @@ def crossed_t(differences: np.ndarray) -> Estimate:
     degrees of freedom after Satterthwaite, at least S − 1 (Owen 2007 for crossed designs). Raises
     ValueError for fewer than two seeds or items, or a difference that is not finite.
     """
-    d = np.asarray(differences, dtype=np.float64)
-    if d.ndim != 2 or min(d.shape) < 2 or not np.isfinite(d).all():
-        raise ValueError(
-            f"differences have shape {d.shape}; wanted finite ones of at least 2 seeds × 2 items"
-        )
-    seeds, items = d.shape
-    rows, columns, mean = d.mean(axis=1), d.mean(axis=0), float(d.mean())
-    ms_s = items * float(rows.var(ddof=1))
-    ms_i = seeds * float(columns.var(ddof=1))
-    residual = d - rows[:, None] - columns[None, :] + mean
-    ms_r = float((residual**2).sum()) / ((seeds - 1) * (items - 1))
-    v = max(ms_s + ms_i - ms_r, ms_s, ms_i)
-    error = ms_s**2 / (seeds - 1) + ms_i**2 / (items - 1) + ms_r**2 / ((seeds - 1) * (items - 1))
-    df = max(seeds - 1, v**2 / error) if error else seeds - 1
-    return Estimate(mean, math.sqrt(v / (seeds * items)), float(df))
+    d = _differences(differences)
+    squares = _squares(d)
+    by_run = squares.by_run / d.size
+    return _estimate(float(d.mean()), by_run, [squares], scale=float(np.abs(d).max()))
+
+
+def crossed_contrast(differences: np.ndarray, chosen: np.ndarray) -> Estimate:
+    """Return how much larger the mean difference is on chosen items than on the others.
+
+    differences: [S seeds, n items]; chosen: [n] booleans. Whatever shifts a whole run cancels; runs
+    count by how their contrast varies, items of either group as a sample of their kind, degrees of
+    freedom after Welch and Satterthwaite, at least S − 1. Raises ValueError for fewer than two
+    seeds, or two items of either kind.
+    """
+    d, chosen = np.asarray(differences, dtype=np.float64), np.asarray(chosen, dtype=bool)
+    groups = [_differences(d[:, mask]) for mask in (chosen, ~chosen)]
+    by_run = groups[0].mean(axis=1) - groups[1].mean(axis=1)
+    squared = float(by_run.var(ddof=1)) / len(by_run)
+    scale = float(np.abs(d).max())
+    return _estimate(float(by_run.mean()), squared, [_squares(g) for g in groups], scale=scale)
 
 
 def run_means_t(means: Sequence[float] | np.ndarray) -> Estimate:
@@ -207,7 +295,8 @@ def run_means_t(means: Sequence[float] | np.ndarray) -> Estimate:
     d = np.asarray(means, dtype=np.float64)
     if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
         raise ValueError(f"run means have shape {d.shape}; wanted finite ones of at least 2 seeds")
-    return Estimate(float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d)), len(d) - 1.0)
+    se = float(d.std(ddof=1)) / math.sqrt(len(d))
+    return Estimate(float(d.mean()), se if se > ROUNDING * np.abs(d).max() else 0.0, len(d) - 1.0)
 
 
 def permutation_of_runs(means: Sequence[float]) -> float:
@@ -219,23 +308,35 @@ def permutation_of_runs(means: Sequence[float]) -> float:
     d = np.asarray(means, dtype=np.float64)
     if not 1 <= len(d) <= 20:
         raise ValueError(f"{len(d)} pairs of runs; wanted 1 to 20")
-    signs = np.array(list(product((1.0, -1.0), repeat=len(d))))
-    sums = np.abs(signs @ d)
-    return float((sums >= abs(d.sum()) * (1 - 1e-12)).mean())
+    sums = np.zeros(1)  # of all swaps, by doubling
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    # Rounding grows with the terms, not with their sum, which may be exactly 0.
+    return float((np.abs(sums) >= abs(sums[0]) - 1e-12 * np.abs(d).sum()).mean())
 
 
-def equivalence_p(estimate: Estimate, margin: float) -> float:
-    """Return the p of two one-sided tests that the mean lies within ±margin (Schuirmann 1987).
+@dataclass(frozen=True, slots=True)
+class ItemNoise:
+    """What items add to the error of a mean difference in a crossed t.
 
-    Raises ValueError for a margin that is not positive.
+    variance: item × arm, of a mean over this many items; no number of seeds shrinks it. rest: item
+    × run noise in the mean of one pair of runs. items: their number.
     """
-    from scipy.stats import t
 
-    if not margin > 0:
-        raise ValueError(f"the margin is {margin}; wanted a positive one")
-    if estimate.se == 0:
-        return float(abs(estimate.mean) >= margin)
-    return float(t.sf((margin - abs(estimate.mean)) / estimate.se, estimate.df))
+    variance: float
+    rest: float
+    items: int
+
+
+def item_noise(differences: np.ndarray) -> ItemNoise:
+    """Return the item noise of paired differences [S seeds, n items], whatever their mean is.
+
+    Only differences between arms show it: runs of one condition have no item × arm variance.
+    Raises ValueError for fewer than two seeds or items.
+    """
+    s = _squares(_differences(differences))
+    variance = max(0.0, s.by_item - s.rest) / (s.seeds * s.items)
+    return ItemNoise(variance, s.rest / s.items, s.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,17 +349,30 @@ class RunNoise:
     variance: float
     df: float
 
-    def difference(self, seeds: int) -> Estimate:
+    def difference(self, seeds: int, items: ItemNoise | None = None) -> Estimate:
         """Return the error to plan with for a difference of two such arms with S seeds each.
 
         The pilot's variance enters by its upper 80 % confidence limit, since a small pilot that
-        came out quiet would promise too much (Browne 1995). Degrees of freedom: those that a study
-        of S pairs has at least, S − 1.
+        came out quiet would promise too much (Browne 1995); items add what the crossed t charges
+        for them, and a census has none. Degrees of freedom: those of the crossed t at this
+        variance, at least S − 1.
         """
+        variance, df = self._planned(np.array([seeds]), items)
+        return Estimate(0.0, math.sqrt(variance[0]), float(df[0]))
+
+    def _planned(self, seeds: np.ndarray, items: ItemNoise | None) -> tuple[Any, Any]:
         from scipy.stats import chi2
 
-        upper = self.variance * self.df / float(chi2.ppf(0.2, self.df))
-        return Estimate(0.0, math.sqrt(2 * upper / seeds), seeds - 1.0)
+        upper = self.variance * self.df / float(chi2.ppf(1 - PILOT_LIMIT, self.df))
+        runs = 2 * upper / seeds
+        if items is None or not (upper or items.variance):
+            return runs, seeds - 1.0
+        rest = items.rest / seeds
+        variance = runs + items.variance
+        error = runs**2 / (seeds - 1) + ((items.variance + rest) ** 2 + rest**2 / (seeds - 1)) / (
+            items.items - 1
+        )
+        return variance, np.maximum(seeds - 1.0, variance**2 / error)
 
 
 def run_noise(arms: Sequence[np.ndarray]) -> RunNoise:
@@ -273,25 +387,44 @@ def run_noise(arms: Sequence[np.ndarray]) -> RunNoise:
     return RunNoise(sum(float(((m - m.mean()) ** 2).sum()) for m in pooled) / df, float(df))
 
 
-def detectable_effect(
-    error: Estimate, *, alpha: float = 0.05, comparisons: int = 2, power: float = 0.8
-) -> float:
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """How sure a study wants to be: two-sided alpha over a number of comparisons, and power."""
+
+    alpha: float
+    power: float
+    comparisons: int = 1
+
+    def quantiles(self, df: Any) -> Any:
+        """Return t_{1−α/2m, df} + t_{power, df}; df: a number or an array."""
+        from scipy.stats import t
+
+        return t.ppf(1 - self.alpha / 2 / self.comparisons, df) + t.ppf(self.power, df)
+
+
+def detectable_effect(error: Estimate, aim: Aim) -> float:
     """Return the difference that is found with this power: (t_{1−α/2m, df} + t_{power, df})·SE.
 
     error: from A/A pilots, never from the difference that was observed (Bloom 1995).
     """
-    from scipy.stats import t
-
-    quantiles = t.ppf(1 - alpha / 2 / comparisons, error.df) + t.ppf(power, error.df)
-    return float(quantiles) * error.se
+    return float(aim.quantiles(error.df)) * error.se
 
 
-def seeds_needed(noise: RunNoise, effect: float, *, most: int = 1000) -> int | None:
+def detectable_limit(items: ItemNoise | None, aim: Aim) -> float:
+    """Return the difference below which more seeds detect nothing, since items are a sample."""
+    if items is None:
+        return 0.0
+    return detectable_effect(Estimate(0.0, math.sqrt(items.variance), math.inf), aim)
+
+
+def seeds_needed(
+    noise: RunNoise, effect: float, aim: Aim, *, items: ItemNoise | None = None, most: int = 10_000
+) -> int | None:
     """Return the seeds per arm with which an effect is detectable, or None beyond `most`."""
-    for seeds in range(2, most + 1):
-        if detectable_effect(noise.difference(seeds)) <= effect:
-            return seeds
-    return None
+    seeds = np.arange(2, most + 1)
+    variance, df = noise._planned(seeds, items)
+    enough = aim.quantiles(df) * np.sqrt(variance) <= effect
+    return int(seeds[enough.argmax()]) if enough.any() else None
 
 
 def bootstrap_interval(

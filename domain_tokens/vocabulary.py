@@ -206,6 +206,39 @@ def extend_model(
     with torch.random.fork_rng(devices=on_gpu):
         model.resize_token_embeddings(layout.total, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
+    matrices = _matrices(model)
+    for matrix in matrices:
+        _fill_padding(matrix, rows, layout)
+        _draw_facts(matrix, layout, spellings, generator)
+    sizes = {model.config.get_text_config().vocab_size, *(len(matrix) for matrix in matrices)}
+    assert sizes == {layout.total}, sizes
+
+
+def redraw_fact_rows(
+    model: PreTrainedModel, layout: Layout, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> None:
+    """Draw the 45 fact rows of an extended model again, in place, as extend_model draws them.
+
+    With the seed of the base nothing changes, to the bit, as long as nothing was trained since.
+    Raises ValueError if the model and the layout do not belong together.
+    """
+    import torch
+
+    matrices = _matrices(model)
+    sizes = {len(matrix) for matrix in matrices}
+    if sizes != {layout.total}:
+        raise ValueError(
+            f"model and tokenizer do not fit: got {sorted(sizes)} rows, wanted {layout.total}; "
+            "make the base again with scripts/make_base.py"
+        )
+    spellings = refuse_unfit(layout.total, layout, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    for matrix in matrices:
+        _draw_facts(matrix, layout, spellings, generator)
+
+
+def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return what has a row per token: the embeddings, an untied output matrix, and its bias."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [_weight(inputs)]  # (V, width)
     if outputs is not None and outputs.weight is not inputs.weight:
@@ -213,10 +246,7 @@ def extend_model(
     bias = getattr(outputs, "bias", None)
     if bias is not None:
         matrices.append(bias[:, None])  # (V, 1)
-    for matrix in matrices:
-        _fill_new_rows(matrix, rows, layout, spellings, generator)
-    sizes = {model.config.get_text_config().vocab_size, *(len(matrix) for matrix in matrices)}
-    assert sizes == {layout.total}, sizes
+    return matrices
 
 
 def refuse_unfit(rows: int, layout: Layout, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -246,23 +276,27 @@ def refuse_unfit(rows: int, layout: Layout, tokenizer: PreTrainedTokenizerBase) 
     return spellings
 
 
-def _fill_new_rows(
-    matrix: torch.Tensor,
-    first_new: int,
-    layout: Layout,
-    spellings: list[list[int]],
-    generator: torch.Generator,
-) -> None:
-    """Write the rows from `first_new` on; `matrix` is (V, width) of any device and dtype."""
+def _fill_padding(matrix: torch.Tensor, first_new: int, layout: Layout) -> None:
+    """Write the padding rows from `first_new` on; `matrix` is (V, width) of any device, dtype."""
     import torch
 
     assert matrix.shape[0] == layout.total, matrix.shape
     with torch.no_grad():
         base = matrix[: layout.base_size].float().cpu()  # the same bits on every device
+        matrix[first_new : layout.padded_size] = base.mean(dim=0).to(matrix)
+
+
+def _draw_facts(
+    matrix: torch.Tensor, layout: Layout, spellings: list[list[int]], generator: torch.Generator
+) -> None:
+    """Write the fact rows; `matrix` is (V, width) of any device and dtype."""
+    import torch
+
+    with torch.no_grad():
+        base = matrix[: layout.base_size].float().cpu()  # the same bits on every device
         facts = torch.stack([base[ids].mean(dim=0) for ids in spellings])  # (45, width)
         noise = torch.randn(facts.shape, generator=generator)
         facts += NOISE_SCALE * base.std(dim=0) * noise
-        matrix[first_new : layout.padded_size] = base.mean(dim=0).to(matrix)
         matrix[layout.first_fact_id :] = facts.to(matrix)
 
 

@@ -144,7 +144,6 @@ def main(argv: list[str] | None = None) -> int:
     golds = answers.golds(loaded.items)  # before a model is loaded
     settings = config.evaluation
     answers.refuse_unreadable(settings.frequent_answers, key="evaluation.frequent_answers")
-    decode = {**settings.model_dump(), "greedy": True}
     data = {"source": config.data.source, "test": loaded.fingerprint}
     if loaded.dropped:
         data["dropped"] = dict(loaded.dropped)
@@ -152,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
+    seed = evaluation.rationale_seed(settings, subject.folder)
+    decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
     files = sources.file_hashes(config.data.source, split=config.data.split)
     card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, sources=files)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))

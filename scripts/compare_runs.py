@@ -13,7 +13,7 @@ EXAMPLE = (
     "--mul-tokens-dir outputs/eval_mul_tokens --output-path outputs/comparison.json"
 )
 PLAN = "eval/configs/analysis_plan.yaml"
-ROWS = "{:<31} {:>15} {:>15} {:>35} {:>9} {:>14}"
+ROWS = "{:<31} {:>15} {:>15} {:>42} {:>9} {:>14}"
 COLUMNS = "{:<41} {:>6} {:>21} {:>21} {:>23} {:>5} {:>5} {:>8}"
 
 
@@ -111,14 +111,14 @@ def print_report(report: dict[str, Any]) -> None:
 
 def print_analysis(analysis: dict[str, Any]) -> None:
     """Print the endpoints over seeds: delta, interval, p, and what could have been detected."""
-    from domain_tokens.analysis import amount
+    from domain_tokens.analysis import amount, bounds
 
     frozen = analysis["plan"]["hash"][:12]
     print(f"\n{analysis['clusters']} independent lineages per arm; analysis plan {frozen}")
     print(ROWS.format("", "baseline", "mul_tokens", "delta", "p (Holm)", "detectable"))
     for row in analysis["endpoints"]:
-        unit, bounds = row["unit"], [amount(b, row["unit"]).split()[0] for b in row["interval"]]
-        delta = f"{amount(row['delta'], unit)} [{', '.join(bounds)}]"
+        unit = row["unit"]
+        delta = f"{amount(row['delta'], unit)} {bounds(row)} {100 * row['confidence']:g} %"
         arms = [
             amount(row[arm], unit, sign=False) if arm in row else ""
             for arm in ("baseline", "mul_tokens")

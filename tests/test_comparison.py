@@ -1,12 +1,14 @@
 """The comparison: unequal arms are refused by key, equal ones are counted item by item."""
 
+import hashlib
 import json
+import random
 
 import pytest
 
 from domain_tokens import comparison
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import write_json, write_text
+from domain_tokens.run_card import hash_files, write_json, write_text
 from tests.conftest import call, tree
 
 ARMS = ("baseline", "mul_tokens")
@@ -308,3 +310,54 @@ def test_the_shell_hears_of_both(demo, capsys):
     shown = capsys.readouterr().out
     assert "does not say how the parent was trained: only the last stage is compared" in shown
     assert "does not say whether fact tokens were written" in shown
+
+
+def shuffled(folder, seed):
+    """Put the lines of a folder's items into another order; hashes of the file follow."""
+    for path in folder.glob("*_items.jsonl"):
+        before = [hashlib.sha256(path.read_bytes()).hexdigest(), hash_files([path])]
+        lines = path.read_text().splitlines(keepends=True)
+        random.Random(seed).shuffle(lines)
+        write_text(path, "".join(lines))
+        after = [hashlib.sha256(path.read_bytes()).hexdigest(), hash_files([path])]
+        results = path.with_name(path.name.replace("items.jsonl", "results.json"))
+        text = results.read_text()
+        for old, new in zip(before, after, strict=True):
+            text = text.replace(old, new)
+        write_text(results, text)
+
+
+@pytest.mark.parametrize("arms", [("baseline",), ("mul_tokens",), ARMS])
+def test_the_order_of_lines_changes_nothing_but_the_files_hash(demo, arms):
+    """Each arm was read in the order of its own first file, and subtracted out of step."""
+    for arm in ARMS:
+        for seed in (1, 2):
+            seeded(demo, arm, seed)
+    words = []
+    for arm in ARMS:
+        folders = [demo / f"eval_{arm}_seed_{seed}" for seed in (1, 2)]
+        words += [f"--{arm.replace('_', '-')}-dir", *folders]
+    told = []
+    for name in ("before", "after"):
+        if name == "after":
+            for arm in arms:
+                shuffled(demo / f"eval_{arm}_seed_1", 3)
+        assert call("scripts/compare_runs.py", *words, "--output-path", demo / name) == 0
+        report = json.loads((demo / name).read_text())
+        for pair in report["pairs"]:
+            for arm in ARMS:
+                del pair[arm]["files"]
+        told.append(report)
+    assert told[0] == told[1]
+
+
+def test_a_missing_evaluation_makes_no_smaller_family(demo):
+    """Holm over one: the p of a study without its probes was half of what it is."""
+    answer(demo / "eval_baseline", {0, 1, 2, 3, 4, 5, 6})
+    answer(demo / "eval_mul_tokens", {0, 8})
+    for arm in ARMS:
+        for path in (demo / f"eval_{arm}").glob("arithmetic_*"):
+            path.unlink()
+    assert compare(demo, f"--output-path={demo / 'report.json'}") == 0
+    row = json.loads((demo / "report.json").read_text())["pairs"][0]["endpoints"][0]
+    assert row["mcnemar_p_holm"] == pytest.approx(2 * row["mcnemar_p"])

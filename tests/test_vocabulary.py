@@ -20,6 +20,7 @@ from domain_tokens.vocabulary import (
     fact_token,
     gpt2_tokenizer,
     layout_of,
+    redraw_fact_rows,
 )
 
 GPT2_FILES = Path(__file__).parents[1].parent / "shared" / "data" / "gpt2"
@@ -204,6 +205,42 @@ def test_rows_depend_on_the_seed_and_on_nothing_else():
     assert torch.equal(rows(1, state=5), rows(1, state=6))
     assert not torch.equal(rows(1, state=5)[128:], rows(2, state=5)[128:])
     assert torch.equal(rows(1, state=5)[:128], rows(2, state=5)[:128])
+
+
+def with_bias(rows, size=16):
+    """An output layer of its own with a bias, as GPT-J and Phi have it."""
+    model = tiny_model(rows, tied=False)
+    bias = torch.nn.Parameter(torch.randn(rows, generator=torch.Generator().manual_seed(2)))
+    model.lm_head.bias = bias
+    return model
+
+
+@pytest.mark.parametrize("make", [tiny_model, lambda r: tiny_model(r, tied=False), with_bias])
+def test_fact_rows_drawn_again_are_those_of_a_base_of_that_seed(make):
+    """A stage draws a base's untrained fact rows again from its own seed: with the base's seed to
+    the bit what was there, with another one what a base of that seed has, and nothing else."""
+    tokenizer = tiny_tokenizer()
+    layout = extend_tokenizer(tokenizer)
+    models = {seed: make(70) for seed in (1, 2)}
+    for seed, model in models.items():
+        extend_model(model, layout, tokenizer, seed=seed)
+    wanted = {seed: {k: v.clone() for k, v in m.state_dict().items()} for seed, m in models.items()}
+    model = models[1]
+    for seed in (1, 2, 1):
+        redraw_fact_rows(model, layout, tokenizer, seed=seed)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, wanted[seed][key]), (seed, key)
+    parted = {k for k, v in wanted[1].items() if not torch.equal(v, wanted[2][k])}
+    assert parted == {k for k in wanted[1] if "wte" in k or "lm_head" in k}
+    for key in parted:
+        assert torch.equal(wanted[1][key][:128], wanted[2][key][:128])
+
+
+def test_fact_rows_of_another_vocabulary_are_not_drawn():
+    tokenizer = tiny_tokenizer()
+    layout = extend_tokenizer(tokenizer)
+    with pytest.raises(ValueError, match="wanted 173; make the base again"):
+        redraw_fact_rows(tiny_model(70), layout, tokenizer, seed=1)
 
 
 def test_extended_model_is_left_alone():
