@@ -161,7 +161,7 @@ def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | s
     """Yield every a*b of single digits with the fact it is, or the reason why it is none."""
     if mode not in ("weak", "strict"):
         raise ValueError(
-            f"unknown injection mode: got {mode!r}, wanted 'weak' or 'strict'; mend the call"
+            f"unknown injection mode: got {mode!r}, wanted 'weak' or 'strict'; fix the call"
         )
     code = _merged([*_code_spans(text), *_call_spans(text)])
     position = nearest = 0
