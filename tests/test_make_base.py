@@ -76,7 +76,7 @@ def test_a_llama_family_checkpoint_is_extended_likewise(experiment, tmp_path, ti
     words += ["--condition", "baseline", "--config", "sft/configs/demo/gsm8k.yaml"]
     for key, name in (("source", "train"), ("validation_source", "test")):
         words += ["--set", f"data.{key}={data / name}.jsonl"]
-    assert call("sft/sft_gsm8k.py", *words, "--set", "training.max_train_samples=16") == 0
+    assert call("sft/sft_gsm8k.py", *words, "--set", "training.max_train_samples=32") == 0
     evaluate = ["--model-path", tmp_path / "sft", "--output-dir", tmp_path / "eval"]
     evaluate += ["--condition", "baseline", "--max-samples", 3, "--max-new-tokens", 8]
     assert call("eval/run_gsm8k.py", *evaluate, "--set", f"data.source={data}/test.jsonl") == 0
