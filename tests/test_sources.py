@@ -43,7 +43,7 @@ def write(file: Path, rows: list[dict]) -> None:
         lines = "\n".join(json.dumps(row) for row in rows)
         text = json.dumps(rows) if name.endswith(".json") else lines
         packed = file.name.endswith(".gz")
-        file.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+        file.write_bytes(gzip.compress(text.encode(), mtime=0) if packed else text.encode())
 
 
 @pytest.mark.parametrize("suffix", sources.SUFFIXES)
@@ -144,8 +144,8 @@ def test_a_malformed_line_is_named_by_its_number(tmp_path: Path, line: bytes, wh
         ("rows.jsonl", '{"a": 1}'.encode("utf-16-le"), "is UTF-16 or UTF-32"),
         ("rows.json", '[{"a": 1}]'.encode("utf-16-be"), "is UTF-16 or UTF-32"),
         ("rows.json", '[{"a": 1}]'.encode("utf-32"), "is UTF-32; save it as UTF-8"),
-        ("rows.jsonl", gzip.compress(b'{"a": 1}'), "is gzip: call it .jsonl.gz"),
-        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}' * 99)[:-9], "seems cut off"),
+        ("rows.jsonl", gzip.compress(b'{"a": 1}', mtime=0), "is gzip: call it .jsonl.gz"),
+        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "seems cut off"),
         ("rows.jsonl.gz", b'{"a": 1}', "Not a gzipped file"),
         ("rows.jsonl.zst", b"\x28\xb5\x2f\xfd", "unpack it with zstd -d rows.jsonl.zst"),
         ("rows.jsonl", b"\x28\xb5\x2f\xfd", "is Zstandard"),
