@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from domain_tokens import verification
 from domain_tokens.analysis import analyse, lineage
 from domain_tokens.config import AnalysisPlan
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import hash_files, read_json
+from domain_tokens.run_card import hash_files, read_sealed
 from domain_tokens.statistics import (
     best_constant,
     holm,
@@ -52,6 +53,7 @@ class Evaluation:
     card: dict[str, Any]
     items: dict[str, dict[str, Any]]
     files: str
+    notices: tuple[str, ...] = ()  # what could not be checked, as of an older version's results
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,8 @@ def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> lis
     for baseline, mul_tokens in pairs:
         for one, other, ignored in ((baseline, mul_tokens, ()), (first, baseline, SEEDED)):
             for name in one.evaluations.keys() & other.evaluations.keys():
-                cards = [_must_equal(run.evaluations[name]) for run in (one, other)]
+                found_in = [run.evaluations[name] for run in (one, other)]
+                cards = _with_architecture([_must_equal(e) for e in found_in], found_in)
                 keys = [k for k in {**cards[0], **cards[1]} if k not in ignored]
                 known.update(keys)
                 folders = (str(one.folder), str(other.folder))
@@ -234,6 +237,7 @@ def compare(
     report: dict[str, Any] = {
         "evaluations": names,
         "not_compared": left_out,
+        "notices": [n for run in runs for e in run.evaluations.values() for n in e.notices],
         "pairs": compared,
         "mean_deltas": _mean_deltas(compared),
         "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
@@ -256,7 +260,7 @@ def endpoints_of(items: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[s
 
 def _load_evaluation(folder: Path, name: str) -> Evaluation:
     results, path = folder / f"{name}_results.json", folder / f"{name}_items.jsonl"
-    tree = read_json(results)
+    tree = read_sealed(results)
     try:
         metrics, card = tree["metrics"], tree["card"]
         missing = [k for k in ("condition", "weights", "training", "seed") if k not in card]
@@ -265,7 +269,6 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
     if missing:
         raise UserError(f"{results} has no {missing[0]}; evaluate that checkpoint again")
     items = _read_items(path)
-    evaluation = Evaluation(results, metrics, card, items, hash_files([results, path]))
     for endpoint, verdict, ids in endpoints_of(list(items.values()), name):
         counted = sum(items[i][verdict] for i in ids) / len(ids)
         claimed = _claimed(metrics, endpoint)
@@ -274,7 +277,22 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
                 f"{results} says {endpoint} {claimed}, its items say {counted}; they are not of "
                 "one run: evaluate again"
             )
-    return evaluation
+    notices = _verify(results, tree, list(items.values()))
+    return Evaluation(results, metrics, card, items, hash_files([results, path]), notices)
+
+
+def _verify(results: Path, tree: dict[str, Any], items: Sequence[dict[str, Any]]) -> tuple:
+    """Check results against all their lines; return what there is to say of an older version."""
+    try:
+        verification.verify_results(results, tree, items)
+    except verification.OlderError as older:
+        return (str(older),)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(
+            f"{results}: not as an evaluation writes it ({type(error).__name__}: {error}); "
+            "evaluate that checkpoint again"
+        ) from None
+    return ()
 
 
 def _claimed(metrics: dict[str, Any], endpoint: str) -> float | None:
@@ -319,6 +337,16 @@ def _must_equal(evaluation: Evaluation) -> dict[str, Any]:
         raise UserError(
             f"{evaluation.results}: its card lacks {error}; evaluate that checkpoint again"
         ) from None
+
+
+def _with_architecture(
+    cards: list[dict[str, Any]], evaluations: Sequence[Evaluation]
+) -> list[dict[str, Any]]:
+    """Add the shape of the model, by config.json's keys, where both cards have it."""
+    shapes = [evaluation.card.get("architecture") for evaluation in evaluations]
+    if None in shapes:
+        return cards
+    return [c | flatten(shape, "architecture") for c, shape in zip(cards, shapes, strict=True)]
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:
@@ -424,7 +452,11 @@ def _plain_metrics(baseline: dict, mul_tokens: dict) -> dict[str, dict[str, floa
     shown: dict[str, dict[str, float | None]] = {}
     for name in {**baseline, **mul_tokens}:
         values = [_number(metrics.get(name)) for metrics in (baseline, mul_tokens)]
-        known = name in tested | {"correct", "total"} or name.endswith("_per_second")
+        known = (
+            name in tested | {"correct", "total"}
+            or name.endswith("_per_second")
+            or name == "seconds"
+        )
         if not known and values != [None, None]:
             shown[name] = dict(zip(ARMS, values, strict=True))
     return shown

@@ -275,14 +275,17 @@ def _finish(
     parent = checkpoints.check_parent(
         Path(args.model_path), condition=args.condition, cross_base=args.cross_base
     )
+    if data.account.listed_drops:
+        listed = {"dropped": data.account.listed_drops}
+        run_card.write_json(work / "decontaminated.json", run_card.sealed(listed))
     card = {
         "stage": workspace.results_name.removesuffix("_results.json"),
         "command": args.command,
         "condition": args.condition,
         "seed": config.training.seed,
         "config": config.identity(),
-        "weights": checkpoints.weights_hash(work),
-        "tokenizer": checkpoints.tokenizer_hash(work),
+        **checkpoints.description(work),
+        "results": {key: value for key, value in results.items() if key != "config"},
         "parent": parent,
         "base": parent["base"],
         "cross_base": args.cross_base or parent["cross_base"],
@@ -294,9 +297,6 @@ def _finish(
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
     }
-    run_card.write_json(work / run_card.CARD_NAME, card)
-    if data.account.listed_drops:
-        listed = {"dropped": data.account.listed_drops}
-        run_card.write_json(work / "decontaminated.json", listed)
-    run_card.write_json(work / workspace.results_name, results)
+    run_card.write_json(work / run_card.CARD_NAME, run_card.sealed(card))
+    run_card.write_json(work / workspace.results_name, run_card.sealed(results))
     workspace.complete()
