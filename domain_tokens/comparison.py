@@ -39,7 +39,12 @@ ACCURACIES = {
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
 # Where data lie says nothing about what they are; their fingerprints are compared.
-PATHS = ("data.source", "training.config.data.source", "training.config.data.validation_source")
+PATHS = (
+    "data.source",
+    "reading.source",
+    "training.config.data.source",
+    "training.config.data.validation_source",
+)
 SEEDED = ("seed", "training.order_digest")  # differ from one replicate to the next
 ALPHA = 0.05
 
@@ -189,7 +194,7 @@ def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> lis
         for one, other, ignored in ((baseline, mul_tokens, ()), (first, baseline, SEEDED)):
             for name in one.evaluations.keys() & other.evaluations.keys():
                 found_in = [run.evaluations[name] for run in (one, other)]
-                cards = _with_architecture([_must_equal(e) for e in found_in], found_in)
+                cards = _with_recorded([_must_equal(e) for e in found_in], found_in)
                 keys = [k for k in {**cards[0], **cards[1]} if k not in ignored]
                 known.update(keys)
                 folders = (str(one.folder), str(other.folder))
@@ -339,14 +344,18 @@ def _must_equal(evaluation: Evaluation) -> dict[str, Any]:
         ) from None
 
 
-def _with_architecture(
+def _with_recorded(
     cards: list[dict[str, Any]], evaluations: Sequence[Evaluation]
 ) -> list[dict[str, Any]]:
-    """Add the shape of the model, by config.json's keys, where both cards have it."""
-    shapes = [evaluation.card.get("architecture") for evaluation in evaluations]
-    if None in shapes:
-        return cards
-    return [c | flatten(shape, "architecture") for c, shape in zip(cards, shapes, strict=True)]
+    """Add what cards of older versions lack, where both have it.
+
+    That is config.json's keys, the shape of the model, and how the items were read from their data.
+    """
+    for name in ("architecture", "reading"):
+        told = [evaluation.card.get(name) for evaluation in evaluations]
+        if None not in told:
+            cards = [c | flatten(t, name) for c, t in zip(cards, told, strict=True)]
+    return [{key: value for key, value in card.items() if key not in PATHS} for card in cards]
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

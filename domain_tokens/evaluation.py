@@ -427,7 +427,8 @@ def answer_endpoints(
         }
         for question, group in zip(questions, groups, strict=True)
     ]
-    return [asdict(score) for score in scores], lines
+    bound = [{"rationales_sha256": run_card.hash_json(line["token_ids"])} for line in lines]
+    return [asdict(score) | of for score, of in zip(scores, bound, strict=True)], lines
 
 
 def text(subject: Subject, response: Response) -> str:

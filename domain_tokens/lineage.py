@@ -1,7 +1,8 @@
 """Verify a chain base → Tulu → GSM8K → evaluation: each link is what the next was made from."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def verify_evaluation(results: Path) -> str:
 
     Raises BrokenLinkError.
     """
+    with _as_written(results):
+        return _verify_evaluation(results)
+
+
+def _verify_evaluation(results: Path) -> str:
     card = run_card.read_sealed(results)["card"]
     _refuse_other_formats(results, card)
     _refuse_changed_files(results, card.get("sources") or {})
@@ -52,6 +58,16 @@ def verify_evaluation(results: Path) -> str:
     return f"{card['stage']} <- {verify_checkpoint(folder)}"
 
 
+@contextmanager
+def _as_written(file: Path) -> Generator[None]:
+    """Name the file where a key is missing or of another kind than this project writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise BrokenLinkError(f"{file} is not as this project writes it ({what})") from None
+
+
 def _links(folder: Path) -> Iterator[str]:
     child, recorded = "", None
     checkpoints.verify_folder(folder)
@@ -60,17 +76,18 @@ def _links(folder: Path) -> Iterator[str]:
             yield f"{folder} (not here)"
             return
         card = checkpoints.read_card(folder)
-        if recorded is not None:
-            _refuse_other_parent(folder, recorded, child)
-        if card is None:
-            yield f"base {checkpoints.weights_hash(folder)[:12]} (no card)"
-            return
-        _verify_link(folder, card)
-        yield f"{card['stage']} {card['weights'][:12]}"
-        recorded, child = card["parent"], str(folder)
-        if not recorded:
-            return
-        folder = _place(Path(recorded["path"]), beside=folder)
+        with _as_written(folder / run_card.CARD_NAME):
+            if recorded is not None:
+                _refuse_other_parent(folder, recorded, child)
+            if card is None:
+                yield f"base {checkpoints.weights_hash(folder)[:12]} (no card)"
+                return
+            _verify_link(folder, card)
+            yield f"{card['stage']} {card['weights'][:12]}"
+            recorded, child = card["parent"], str(folder)
+            if not recorded:
+                return
+            folder = _place(Path(recorded["path"]), beside=folder)
 
 
 def _place(recorded: Path, *, beside: Path) -> Path:
@@ -99,7 +116,9 @@ def _refuse_other_results(folder: Path, card: dict[str, Any]) -> None:
 
     A file that is not there is passed over: a published checkpoint has no logs.
     """
-    changed = checkpoints.changed_file(folder, card.get("files") or {})
+    recorded = card.get("files") or {}  # those of the model were looked at
+    logs = {name: digest for name, digest in recorded.items() if name in checkpoints.LOGS}
+    changed = checkpoints.changed_file(folder, logs)
     if changed:
         raise BrokenLinkError(f"{folder}: {changed} is not the one that its card was written with")
     found = [*folder.glob("*_results.json"), *folder.glob("export_report.json")]

@@ -79,7 +79,9 @@ def _verify_card(results: Path, tree: dict[str, Any]) -> None:
     ]
     pairs += [("parent.path", card["parent"]["path"], card["model_path"])]
     pairs += [("stage", card["stage"], results.name.removesuffix("_results.json"))]
-    if card["reading"] is not None:
+    if card["reading"] is None:
+        pairs += [("sources", card["sources"], {})]
+    else:
         pairs += [("data.source", card["data"]["source"], card["reading"]["source"])]
     if training:
         run_card.check_seal(results.parent / f"{results.name} (card.training)", training)
@@ -156,7 +158,9 @@ def _verify_rationales(
     longest = decode["max_new_tokens"]
     if [line["id"] for line in lines] != [item["id"] for item in items]:
         raise UserError(f"{path} is not of the same items, in their order; evaluate again")
-    for line in lines:
+    for item, line in zip(items, lines, strict=True):
+        if run_card.hash_json(line["token_ids"]) != item["rationales_sha256"]:
+            raise UserError(f"{path}: the rationales of {item['id']} are not those of its item")
         stops, counts = line["stop_reasons"], [len(ids) for ids in line["token_ids"]]
         if {len(stops), len(counts)} != {decode["rationales"]}:
             raise UserError(f"{path}: {line['id']} has not {decode['rationales']} rationales")
@@ -236,6 +240,12 @@ def verify_data(results: Path, folder: Path) -> str:
     if not Path(reading["source"]).exists():
         return f"{reading['source']} (not here)"
     loaded = corpora.load_problems(**reading)
+    _refuse_difference(
+        corpora.file_hashes(reading["source"], split=reading["split"]),
+        card["sources"],
+        f"{results}: card.sources",
+        "the data say",
+    )
     if loaded.fingerprint != card["data"]["test"]:
         raise UserError(f"{results}: {reading['source']} does not hold the rows of card.data.test")
     subject, items = subject_of(folder), bound_lines(results, tree, "items")

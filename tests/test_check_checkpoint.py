@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domain_tokens.run_card import hash_files, read_json, write_json
-from tests.conftest import call
+from domain_tokens.run_card import hash_files
+from tests.conftest import call, edit
 
 
 def check(folder, capsys):
@@ -114,17 +114,6 @@ def test_a_fault_is_found(checkpoint, capsys, fault):
     status, faults = check(checkpoint, capsys)
     assert status == 1
     assert any(line.removeprefix("fault").strip().startswith(named) for line in faults), faults
-
-
-def edit(path, key, value):
-    """Set a dotted key of a JSON file."""
-    content = read_json(path)
-    *parents, last = key.split(".")
-    node = content
-    for part in parents:
-        node = node[part]
-    node[last] = value
-    write_json(path, content)
 
 
 def flip_a_byte(path):

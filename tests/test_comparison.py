@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from domain_tokens.run_card import write_json, write_text
-from tests.conftest import call, tree
+from domain_tokens.run_card import write_text
+from tests.conftest import call, edit, rewrite_items, tree
 
 ARMS = ("baseline", "mul_tokens")
 
@@ -15,28 +15,12 @@ def compare(demo, *more):
     return call("scripts/compare_runs.py", *folders, *more)
 
 
-def edit(path, key, value):
-    """Set a dotted key of a JSON file."""
-    content = json.loads(path.read_text())
-    *parents, last = key.split(".")
-    node = content
-    for part in parents:
-        node = node[part]
-    node[last] = value
-    write_json(path, content)
-
-
 def answer(folder, right):
     """Rewrite the GSM8K items of a folder so that exactly these positions are right."""
-    path = folder / "gsm8k_items.jsonl"
-    items = [json.loads(line) for line in path.read_text().splitlines()]
-    for position, item in enumerate(items):
-        for verdict in ("correct", "correct_flexible", "correct_credited"):
-            item[verdict] = position in right
-    write_text(path, "".join(json.dumps(item) + "\n" for item in items))
-    for name in ("accuracy", "accuracy_flexible", "accuracy_expression_credited"):
-        edit(folder / "gsm8k_results.json", f"metrics.{name}", len(right) / len(items))
-    return len(items)
+    return rewrite_items(
+        folder,
+        lambda number, item: {"response": f"#### {item['gold'] if number in right else 'none'}"},
+    )
 
 
 def test_counts_deltas_and_p_are_those_of_the_items(demo):
