@@ -219,8 +219,7 @@ def finish(
         "condition": condition,
         "seed": seed,
         "source": source,
-        "weights": checkpoints.weights_hash(work),
-        "tokenizer": checkpoints.tokenizer_hash(work),
+        **checkpoints.description(work),
         "parent": parent,
         **made,
         "identity": workspace.identity,
@@ -228,7 +227,7 @@ def finish(
         "code": run_card.code_identity(),
         "environment": run_card.environment("cpu", "float32"),
     }
-    run_card.write_json(work / run_card.CARD_NAME, card)
     results = {"condition": condition, "source": source, "weights": card["weights"], **made}
-    run_card.write_json(work / workspace.results_name, results)
+    run_card.write_json(work / run_card.CARD_NAME, run_card.sealed({**card, "results": results}))
+    run_card.write_json(work / workspace.results_name, run_card.sealed(results))
     workspace.complete()

@@ -30,9 +30,14 @@ class Subject:
 
 def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield (name, tensor) of everything in the weight files, one tensor in memory at a time."""
+    import torch
     from safetensors import safe_open
 
     for file in checkpoints.weight_files(folder):
+        if file.suffix == ".bin":
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            yield from content.items()
+            continue
         with safe_open(file, framework="pt") as content:
             for name in content.keys():  # noqa: SIM118 (it is not a dict)
                 yield name, content.get_tensor(name)
@@ -40,9 +45,10 @@ def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def check_files(subject: Subject) -> str:
     """All files are there, and the weights can be read to their end."""
-    folder, index = subject.folder, subject.folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
+    folder = subject.folder
+    kept = [file.name for file in checkpoints.weight_files(folder)]
+    names = {"pytorch_model.bin" if kept and kept[0].endswith(".bin") else "model.safetensors"}
+    for index in folder.glob("*.index.json"):
         names = set(run_card.read_json(index)["weight_map"].values())
     missing = [name for name in (*FILES, *sorted(names)) if not (folder / name).is_file()]
     if missing:
@@ -59,24 +65,27 @@ def check_finished(subject: Subject) -> str:
     stage = subject.card["stage"] if subject.card else None
     if stage not in SFT_STAGES:
         return "no run under way"
-    run_card.read_json(subject.folder / f"{stage}_results.json")
+    run_card.read_sealed(subject.folder / f"{stage}_results.json")
     return f"{stage}_results.json"
 
 
 def check_card(subject: Subject) -> str:
-    """The run card is that of these weights and this tokenizer; only a base may have none."""
+    """The run card is that of this model, file by file; only a base may have none."""
     card, folder = subject.card, subject.folder
-    weights, tokenizer = checkpoints.weights_hash(folder), checkpoints.tokenizer_hash(folder)
+    found = checkpoints.hashes(folder)
     if card is None:
         if any((folder / f"{stage}_results.json").exists() for stage in SFT_STAGES):
             raise FaultError(
                 "an SFT checkpoint without run_card.json: it cannot be told what it is"
             )
-        return f"none, so taken for a base made elsewhere; weights {weights[:12]}"
-    for key, found in (("weights", weights), ("tokenizer", tokenizer)):
-        if card[key] != found:
-            raise FaultError(f"{key} hash is {found[:12]}, the card says {str(card[key])[:12]}")
-    return f"{card['stage']}, {card['condition']}, seed {card['seed']}, weights {weights[:12]}"
+        return f"none, so taken for a base made elsewhere; weights {found['weights'][:12]}"
+    checkpoints.refuse_changed(folder, card, found)
+    older = [name for name in ("model", run_card.SEAL) if name not in card]
+    said = f", written before cards had {' and '.join(older)}" if older else ""
+    return (
+        f"{card['stage']}, {card['condition']}, seed {card['seed']}, "
+        f"weights {found['weights'][:12]}{said}"
+    )
 
 
 def check_lineage(subject: Subject) -> str:

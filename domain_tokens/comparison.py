@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from domain_tokens import verification
 from domain_tokens.analysis import analyse, lineage
 from domain_tokens.config import AnalysisPlan
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import hash_files, read_json
+from domain_tokens.run_card import hash_files, read_sealed
 from domain_tokens.statistics import (
     best_constant,
     holm,
@@ -38,7 +39,12 @@ ACCURACIES = {
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
 # Where data lie says nothing about what they are; their fingerprints are compared.
-PATHS = ("data.source", "training.config.data.source", "training.config.data.validation_source")
+PATHS = (
+    "data.source",
+    "reading.source",
+    "training.config.data.source",
+    "training.config.data.validation_source",
+)
 SETTING_PARTS = ("code", "environment")
 BASE = {"stage": "base"}  # the record of a base without a card
 ANCESTORS = "ancestors."  # begins the keys of stages before the last one
@@ -55,6 +61,7 @@ class Evaluation:
     card: dict[str, Any]
     items: dict[str, dict[str, Any]]
     files: str
+    notices: tuple[str, ...] = ()  # what could not be checked, as of an older version's results
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +240,10 @@ def differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> lis
     known: set[str] = set()
     for one, other, compared in _comparisons(pairs):
         for name in one.evaluations.keys() & other.evaluations.keys():
-            cards = [_must_equal(run.evaluations[name]) for run in (one, other)]
+            evaluations = [run.evaluations[name] for run in (one, other)]
+            cards = _with_recorded([_must_equal(e) for e in evaluations], evaluations)
             known.update(*cards)
-            told = all(_tells_ancestors(run.evaluations[name].card) for run in (one, other))
+            told = all(_tells_ancestors(evaluation.card) for evaluation in evaluations)
             folders = (str(one.folder), str(other.folder))
             found += [
                 Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
@@ -360,6 +368,7 @@ def compare(
     report: dict[str, Any] = {
         "evaluations": names,
         "not_compared": left_out,
+        "notices": [n for run in runs for e in run.evaluations.values() for n in e.notices],
         "pairs": compared,
         "mean_deltas": _mean_deltas(compared),
         "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
@@ -383,7 +392,7 @@ def endpoints_of(items: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[s
 
 def _load_evaluation(folder: Path, name: str) -> Evaluation:
     results, path = folder / f"{name}_results.json", folder / f"{name}_items.jsonl"
-    tree = read_json(results)
+    tree = read_sealed(results)
     try:
         metrics, card = tree["metrics"], tree["card"]
         missing = [k for k in ("condition", "weights", "training", "seed") if k not in card]
@@ -392,7 +401,6 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
     if missing:
         raise UserError(f"{results} has no {missing[0]}; evaluate that checkpoint again")
     items = _read_items(path)
-    evaluation = Evaluation(results, metrics, card, items, hash_files([results, path]))
     for endpoint, verdict, ids in endpoints_of(list(items.values()), name):
         counted = sum(items[i][verdict] for i in ids) / len(ids)
         claimed = _claimed(metrics, endpoint)
@@ -401,7 +409,22 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
                 f"{results} says {endpoint} {claimed}, its items say {counted}; they are not of "
                 "one run: evaluate again"
             )
-    return evaluation
+    notices = _verify(results, tree, list(items.values()))
+    return Evaluation(results, metrics, card, items, hash_files([results, path]), notices)
+
+
+def _verify(results: Path, tree: dict[str, Any], items: Sequence[dict[str, Any]]) -> tuple:
+    """Check results against all their lines; return what there is to say of an older version."""
+    try:
+        verification.verify_results(results, tree, items)
+    except verification.OlderError as older:
+        return (str(older),)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(
+            f"{results}: not as an evaluation writes it ({type(error).__name__}: {error}); "
+            "evaluate that checkpoint again"
+        ) from None
+    return ()
 
 
 def _claimed(metrics: dict[str, Any], endpoint: str) -> float | None:
@@ -446,6 +469,20 @@ def _must_equal(evaluation: Evaluation) -> dict[str, Any]:
         raise UserError(
             f"{evaluation.results}: its card lacks {error}; evaluate that checkpoint again"
         ) from None
+
+
+def _with_recorded(
+    cards: list[dict[str, Any]], evaluations: Sequence[Evaluation]
+) -> list[dict[str, Any]]:
+    """Add what cards of older versions lack, where both have it.
+
+    That is config.json's keys, the shape of the model, and how the items were read from their data.
+    """
+    for name in ("architecture", "reading"):
+        told = [evaluation.card.get(name) for evaluation in evaluations]
+        if None not in told:
+            cards = [c | flatten(t, name) for c, t in zip(cards, told, strict=True)]
+    return [{key: value for key, value in card.items() if key not in PATHS} for card in cards]
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:
@@ -550,7 +587,11 @@ def _plain_metrics(baseline: dict, mul_tokens: dict) -> dict[str, dict[str, floa
     shown: dict[str, dict[str, float | None]] = {}
     for name in {**baseline, **mul_tokens}:
         values = [_number(metrics.get(name)) for metrics in (baseline, mul_tokens)]
-        known = name in tested | {"correct", "total"} or name.endswith("_per_second")
+        known = (
+            name in tested | {"correct", "total"}
+            or name.endswith("_per_second")
+            or name == "seconds"
+        )
         if not known and values != [None, None]:
             shown[name] = dict(zip(ARMS, values, strict=True))
     return shown

@@ -6,11 +6,13 @@ show. Answers are digits in both arms.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
+from domain_tokens import metrics
+from domain_tokens.errors import UserError
 from domain_tokens.generation import Response
 from domain_tokens.probes import TABLE, TEMPLATES
 from domain_tokens.prompts import Renderer
@@ -25,38 +27,28 @@ PRODUCTS = tuple(sorted({a * b for a, b in TABLE}))  # 36
 MARKER = "####"
 
 
-@dataclass(frozen=True, slots=True)
-class TableScore:
-    """A1: mean over cells and templates in nats; by_cell in the order of TABLE; fact_mass 0–1."""
+def table_scores(subject: "Subject", *, forced_start: str) -> list[dict[str, Any]]:
+    """Return A1's lines, one per cell and wording, the wordings of a cell together.
 
-    mean: float
-    by_cell: list[float]
-    fact_mass: float
-
-
-def table_score(subject: "Subject", *, forced_start: str) -> TableScore:
-    """Return log p(product in digits + EOS) − log of the sum over the 36 products, for all cells.
-
-    fact_mass: the probability that the next token would be any fact token, mean over the prompts.
+    log_prob: log p of the product in digits + EOS, log_sum: the log of the sum over the 36 products
+    (nats), value: their difference; fact_mass: the probability (0–1) that the next token would be
+    any fact token.
     """
     renderer = Renderer(subject.tokenizer)
+    cells = [(a, b, template) for a, b in TABLE for template in TEMPLATES]
     prompts = [
         renderer.prompt([("user", template.format(a=a, b=b))], forced_start=forced_start)
-        for a, b in TABLE
-        for template in TEMPLATES
+        for a, b, template in cells
     ]
     choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]
     scores = continuation_log_probs(subject.model, prompts, [choices] * len(prompts))
-    gold = [PRODUCTS.index(a * b) for a, b in TABLE for _ in TEMPLATES]
-    values = [s[right] - _log_sum(s) for s, right in zip(scores, gold, strict=True)]
-    size = len(TEMPLATES)
-    cells = [math.fsum(values[i : i + size]) / size for i in range(0, len(values), size)]
     masses = next_token_mass(subject.model, prompts, subject.layout.fact_ids)
-    return TableScore(
-        mean=math.fsum(cells) / len(cells),
-        by_cell=cells,
-        fact_mass=math.fsum(masses) / len(masses),
-    )
+    lines = []
+    for (a, b, template), score, mass in zip(cells, scores, masses, strict=True):
+        right, total = score[PRODUCTS.index(a * b)], metrics.log_sum(score)
+        line = {"a": a, "b": b, "template": template, "log_prob": right, "log_sum": total}
+        lines.append({**line, "value": right - total, "fact_mass": mass})
+    return lines
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
@@ -85,7 +77,8 @@ class AnswerScore:
 
     g1, g1_half: P̂ over all and over the first half of the rationales (0–1); g1_log, g1_log_half:
     their logs in nats; g2: log p(answer) − log of the sum over answer and distractors, in nats.
-    forced_cuts: rationales that never came to `####`.
+    forced_cuts: rationales that never came to `####`. g1_log_probs: log p of the answer after each
+    rationale; g2_log_probs: without one, of the answer and then of the 16 distractors.
     """
 
     g1: float
@@ -94,6 +87,34 @@ class AnswerScore:
     g1_log_half: float
     g2: float
     forced_cuts: int
+    g1_log_probs: list[float]
+    g2_log_probs: list[float]
+
+
+def distractors(frequent: Sequence[str], gold: str) -> list[str]:
+    """Return the 16 most frequent answers that differ, as numbers, from the gold and each other.
+
+    Raises UserError where there are fewer: G2 of two items would not be of the same range.
+    """
+    known, chosen = {_number(gold)}, []
+    for answer in frequent:
+        if _number(answer) not in known:
+            known.add(_number(answer))
+            chosen.append(answer)
+    if len(chosen) < metrics.DISTRACTORS:
+        raise UserError(
+            f"evaluation.frequent_answers has {len(chosen)} numbers that are not the gold answer "
+            f"{gold}; wanted at least {metrics.DISTRACTORS}: add some to the config"
+        )
+    return chosen[: metrics.DISTRACTORS]
+
+
+def _number(text: str) -> Decimal | str:
+    try:
+        number = Decimal(text.strip().replace(",", ""))
+    except InvalidOperation:
+        return text.strip()
+    return number if number.is_finite() else text.strip()
 
 
 def answer_scores(
@@ -101,12 +122,12 @@ def answer_scores(
     prompts: Sequence[Sequence[int]],
     golds: Sequence[str],
     rationales: Sequence[Sequence[Response]],
-    distractors: Sequence[str],
+    frequent: Sequence[str],
 ) -> list[AnswerScore]:
     """Score the gold answer + EOS after the arm's own rationales (G1) and without any (G2).
 
     prompts: N lists of ids; golds: N answers as the data write them; rationales: N lists of K
-    sampled responses; distractors: answers, of which those that differ from the gold are used.
+    sampled responses; frequent: answers by frequency, for the `distractors` of each gold.
     """
     renderer = Renderer(subject.tokenizer)
     contexts, owners, forced = [], [], [0] * len(prompts)
@@ -120,7 +141,7 @@ def answer_scores(
     sampled = continuation_log_probs(subject.model, contexts, [[wanted[i]] for i in owners])
     bare = [[*prompt, *renderer.encode(f" {MARKER}")] for prompt in prompts]
     choices = [
-        [answer, *(_answer(renderer, d) for d in distractors if d != gold)]
+        [answer, *(_answer(renderer, d) for d in distractors(frequent, gold))]
         for answer, gold in zip(wanted, golds, strict=True)
     ]
     alone = continuation_log_probs(subject.model, bare, choices)
@@ -128,7 +149,12 @@ def answer_scores(
     for owner, (value,) in zip(owners, sampled, strict=True):
         logs[owner].append(value)
     return [
-        _answer_score(own, other, cuts)
+        AnswerScore(
+            **metrics.answer_scores(own, other),
+            forced_cuts=cuts,
+            g1_log_probs=own,
+            g2_log_probs=other,
+        )
         for own, other, cuts in zip(logs, alone, forced, strict=True)
     ]
 
@@ -147,7 +173,7 @@ def gold_rationale_log_probs(
 
 
 def _marker(renderer: Renderer, subject: "Subject", ids: list[int]) -> list[int]:
-    """Return the ids of `####` on a line of its own, behind the ids of a rationale."""
+    """Return the ids of `####` on a line of its own, after the ids of a rationale."""
     if not ids:
         return renderer.encode(f" {MARKER}")
     broken = str(subject.tokenizer.decode(ids[-1:])).endswith("\n")
@@ -157,33 +183,3 @@ def _marker(renderer: Renderer, subject: "Subject", ids: list[int]) -> list[int]
 def _answer(renderer: Renderer, answer: str) -> list[int]:
     # The space belongs to the answer's first token, as in `#### 18` of the training text.
     return [*renderer.encode(f" {answer}"), renderer.eos]
-
-
-def _answer_score(own: list[float], other: list[float], forced_cuts: int) -> AnswerScore:
-    half = own[: max(1, len(own) // 2)]
-    full_log, half_log = (_log_sum(values) - math.log(len(values)) for values in (own, half))
-    return AnswerScore(
-        g1=math.exp(full_log),
-        g1_half=math.exp(half_log),
-        g1_log=full_log,
-        g1_log_half=half_log,
-        g2=other[0] - _log_sum(other),
-        forced_cuts=forced_cuts,
-    )
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    largest = max(values)
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
-
-
-def mean_of(scores: Sequence[AnswerScore], rationales: int) -> dict[str, Any]:
-    """Return the means over items, as they stand in the metrics."""
-    names = ("g1", "g1_half", "g1_log", "g1_log_half", "g2")
-    means = {n: math.fsum(getattr(s, n) for s in scores) / len(scores) for n in names}
-    cuts = sum(score.forced_cuts for score in scores)
-    return {
-        **means,
-        "g1_rationales": rationales,
-        "g1_forced_cut_share": cuts / (len(scores) * rationales),
-    }

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +21,19 @@ from domain_tokens import (
 from domain_tokens.answers import golds
 from domain_tokens.config import GSM8KSection
 from domain_tokens.corpora import Problem
-from domain_tokens.endpoints import answer_scores, mean_of, sample_seed
+from domain_tokens.endpoints import answer_scores, sample_seed
 from domain_tokens.errors import UserError
 from domain_tokens.generation import GREEDY, Response, Sampling, generate
-from domain_tokens.injection import stands_right
+from domain_tokens.injection import find_facts, stands_right
 from domain_tokens.prompts import Renderer
 from domain_tokens.vocabulary import FACTS, Layout, layout_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+
+# The files of lines that each evaluation writes next to its results.
+LINES = {"gsm8k": ("items", "rationales"), "arithmetic": ("items", "scores")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The checkpoint under test."""
+    """The checkpoint under test; model is None where only its tokenizer is wanted."""
 
     folder: Path
-    model: "PreTrainedModel"
+    model: Any
     tokenizer: "PreTrainedTokenizerBase"
     layout: Layout
     precision: str
@@ -84,6 +88,11 @@ def rationale_seed(settings: GSM8KSection, folder: Path) -> int:
     return int(card["seed"]) if card else 42
 
 
+def lines_file(folder: Path, name: str, kind: str) -> Path:
+    """Return where an evaluation keeps its lines of one kind."""
+    return folder / f"{name}_{kind}.jsonl"
+
+
 class Answers:
     """The output of one evaluation in a folder that it may share with the other one.
 
@@ -94,7 +103,6 @@ class Answers:
     def __init__(self, output_dir: str, name: str, identity: dict[str, Any]):
         self.folder = Path(output_dir)
         self.results = self.folder / f"{name}_results.json"
-        self.items = self.folder / f"{name}_items.jsonl"
         own = "" if hardware.is_main_process() else f".{hardware.rank()}"
         self._partial = self.folder / f"{name}_items.partial{own}.jsonl"
         self._lock = self.folder / f".{name}_lock"
@@ -131,8 +139,10 @@ class Answers:
     _locked = False
 
     def _refuse_another_run(self) -> None:
-        before = identity(run_card.read_json(self.results)["card"])
-        differing = sorted(key for key in before if before[key] != self._identity[key])
+        before = identity(run_card.read_sealed(self.results)["card"])
+        # A card of an older version has no hash of the whole model.
+        known = [key for key in before if before[key] is not None]
+        differing = sorted(key for key in known if before[key] != self._identity[key])
         if differing:
             raise UserError(
                 f"{self.results} was made with another {differing[0]}; "
@@ -182,13 +192,34 @@ class Answers:
         with self._partial.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"id": id, **asdict(response)}) + "\n")
 
-    def finish(self, items: list[dict[str, Any]], results: dict[str, Any]) -> None:
-        """Write the items, then the results, each whole or not at all; the first process does."""
+    def finish(
+        self,
+        items: list[dict[str, Any]],
+        results: dict[str, Any],
+        *,
+        more: dict[str, list[dict[str, Any]]],
+    ) -> None:
+        """Write items and what else there is per line, then the results with their SHA-256.
+
+        more: lines of further files by name. Each is there whole or not at all; the first process
+        writes.
+        """
         if not hardware.is_main_process():
             return
-        lines = [json.dumps(item, ensure_ascii=False) for item in items]
-        run_card.write_text(self.items, "".join(f"{line}\n" for line in lines))
-        run_card.write_json(self.results, results)
+        bound = {}
+        for kind, lines in {"items": items, **more}.items():
+            path = lines_file(self.folder, self._name, kind)
+            text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+            run_card.write_text(path, text)
+            bound[kind] = {
+                "file": path.name,
+                "sha256": run_card.file_digest(path),
+                "count": len(lines),
+            }
+        for kind in LINES[self._name]:
+            if kind not in bound:  # of results that are replaced
+                lines_file(self.folder, self._name, kind).unlink(missing_ok=True)
+        run_card.write_json(self.results, run_card.sealed({**results, **bound}))
         for partial in self._partials():
             partial.unlink()
         self._lock.unlink()
@@ -272,32 +303,20 @@ def _decode(subject: Subject, token_ids: Sequence[int]) -> str:
     return str(subject.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
-def decoding_metrics(
-    subject: Subject, items: Sequence[dict[str, Any]], right: Sequence[set[int]]
-) -> dict[str, float | int | None]:
-    """Return stop rate, length and reserved-token counts; tokens count by id, not in text.
+def reserved_counts(
+    subject: Subject, token_ids: Sequence[int], right: Collection[int]
+) -> dict[str, int]:
+    """Return how many reserved tokens a response holds; they count by id, not in text.
 
-    right: per item, the ids of the facts that belong in its answer. mul_token_correct_rate is the
-    share of emitted fact tokens that are among them, mul_token_valid_rate the share that are right
-    where they stand; None where none was emitted.
+    right: ids of the facts that belong in its answer. mul_tokens: fact tokens, mul_tokens_correct:
+    those that are among them, mul_tokens_valid: those that are right where they stand.
     """
     layout = subject.layout
-    ids = [i for item in items for i in item["token_ids"]]
-    facts = sum(i in layout.fact_ids for i in ids)
-    hits = sum(
-        i in wanted for item, wanted in zip(items, right, strict=True) for i in item["token_ids"]
-    )
-    valid = sum(sum(facts_in_place(subject, item["token_ids"])) for item in items)
-    stops = [item["stop_reason"] for item in items]
     return {
-        "stop_rate": stops.count("eos") / len(items),
-        "run_on_rate": sum("\nUser:" in item["response"] for item in items) / len(items),
-        "avg_response_tokens": len(ids) / len(items),
-        "mul_token_count": facts,
-        "mul_tokens_per_response": facts / len(items),
-        "mul_token_correct_rate": hits / facts if facts else None,
-        "mul_token_valid_rate": valid / facts if facts else None,
-        "reserved_token_count": sum(i in layout.reserved_ids for i in ids),
+        "mul_tokens": sum(i in layout.fact_ids for i in token_ids),
+        "mul_tokens_correct": sum(i in right for i in token_ids),
+        "mul_tokens_valid": sum(facts_in_place(subject, token_ids)),
+        "reserved_tokens": sum(i in layout.reserved_ids for i in token_ids),
     }
 
 
@@ -309,10 +328,12 @@ def card(
     decode: dict[str, Any],
     data: dict,
     sources: dict[str, str] | None = None,
+    reading: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run card of an evaluation, which lives inside its results JSON.
 
-    sources: path and SHA-256 of the data files.
+    sources: path and SHA-256 of the data files; reading: how `corpora.load_problems` was called, so
+    that the items can be checked against the data.
     """
     device, dtype = hardware.choose(subject.precision)
     training = checkpoints.read_card(subject.folder)
@@ -322,13 +343,14 @@ def card(
         "condition": args.condition,
         "seed": training["seed"] if training else None,
         "model_path": str(subject.folder),
-        "weights": checkpoints.weights_hash(subject.folder),
-        "tokenizer": checkpoints.tokenizer_hash(subject.folder),
+        **checkpoints.hashes(subject.folder),
+        "architecture": checkpoints.architecture(subject.folder),
         "training": training,
         "parent": {"path": str(subject.folder)},
         "formats": run_card.formats(),
         "data": data,
         "sources": sources or {},
+        "reading": reading,
         "decode": decode,
         "code": run_card.code_identity(),
         "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
@@ -338,10 +360,14 @@ def card(
 def identity(card: dict[str, Any]) -> dict[str, Any]:
     """Return what must be the same for a resumed evaluation, the code that decodes included.
 
-    Of a finished one the code stands in the card: it is compared between arms, not refused here.
+    None for what an older card lacks. Of a finished one the code stands in the card: it is compared
+    between arms, not refused here.
     """
-    keys = ("stage", "condition", "weights", "formats", "data", "decode")
-    return {**{key: card[key] for key in keys}, "code": source_code.code_hash([Path(__file__)])}
+    keys = ("stage", "condition", "weights", "model", "formats", "data", "decode")
+    return {
+        **{key: card.get(key) for key in keys},
+        "code": source_code.code_hash([Path(__file__)]),
+    }
 
 
 def fingerprint(rows: Sequence[Any]) -> str:
@@ -396,14 +422,16 @@ def answer_endpoints(
     *,
     golds: Sequence[str],
     settings: GSM8KSection,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the endpoints G1 and G2 per item and as metrics; nothing without rationales.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the endpoints G1 and G2 per item, and the rationales; nothing without rationales.
 
-    golds: the answers as the data write them.
+    golds: the answers as the data write them. The rationales are kept (about 10 MB for all of
+    GSM8K, a fiftieth of a checkpoint): sampling is not repeatable on other hardware, while G1 after
+    given rationales is.
     """
     count = settings.rationales
     if count == 0:
-        return [{} for _ in questions], {}
+        return [{} for _ in questions], []
     drawn = answer(
         subject,
         rationale_questions(questions, count),
@@ -412,20 +440,24 @@ def answer_endpoints(
         max_new_tokens=settings.max_new_tokens,
         sampling_seed=rationale_seed(settings, subject.folder),
     )
+    groups = [drawn[i : i + count] for i in range(0, len(drawn), count)]
     scores = answer_scores(
         subject,
         [question.prompt_ids for question in questions],
         golds,
-        [drawn[i : i + count] for i in range(0, len(drawn), count)],
+        groups,
         settings.frequent_answers,
     )
-    return [asdict(score) for score in scores], mean_of(scores, count)
-
-
-def speed(items: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
-    """Return items and tokens per second of the greedy answers."""
-    tokens = sum(len(item["token_ids"]) for item in items)
-    return {"samples_per_second": len(items) / seconds, "tokens_per_second": tokens / seconds}
+    lines = [
+        {
+            "id": question.id,
+            "token_ids": [response.token_ids for response in group],
+            "stop_reasons": [response.stop for response in group],
+        }
+        for question, group in zip(questions, groups, strict=True)
+    ]
+    bound = [{"rationales_sha256": run_card.hash_json(line["token_ids"])} for line in lines]
+    return [asdict(score) | of for score, of in zip(scores, bound, strict=True)], lines
 
 
 def text(subject: Subject, response: Response) -> str:
@@ -433,8 +465,13 @@ def text(subject: Subject, response: Response) -> str:
     return _decode(subject, response.token_ids)
 
 
-def item(subject: Subject, question: Question, response: Response) -> dict[str, Any]:
-    """Return the line of one answered question, before it is scored."""
+def item(
+    subject: Subject, question: Question, response: Response, *, right: Collection[int]
+) -> dict[str, Any]:
+    """Return the line of one answered question, before it is scored.
+
+    right: ids of the facts that belong in its answer.
+    """
     return {
         "id": question.id,
         "category": question.category,
@@ -442,7 +479,19 @@ def item(subject: Subject, question: Question, response: Response) -> dict[str, 
         "prompt_hash": question.prompt_hash,
         "response": text(subject, response),
         "token_ids": response.token_ids,
-        "fact_spans": fact_spans(subject, response.token_ids),
+        "fact_spans": [list(span) for span in fact_spans(subject, response.token_ids)],
         "stop_reason": response.stop,
         "gold": question.gold,
+        **reserved_counts(subject, response.token_ids, right),
     }
+
+
+def facts_in_solution(subject: Subject, problem: Problem) -> set[int]:
+    """Return the ids of the facts that a gold solution uses."""
+    used = {fact.token for fact in find_facts(problem.answer)}
+    return {subject.layout.first_fact_id + i for i, fact in enumerate(FACTS) if fact in used}
+
+
+def facts_with_product(subject: Subject, product: int) -> set[int]:
+    """Return the ids of the facts whose product this is."""
+    return {i for i in subject.layout.fact_ids if subject.layout.fact_of(i)[2] == product}

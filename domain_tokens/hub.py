@@ -12,16 +12,9 @@ from domain_tokens.errors import UserError
 
 # What a reader needs; optimizer states, event files and whatever else lies there stay at home.
 SENT = (
-    "config.json",
-    "generation_config.json",
     "*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer*.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
+    *checkpoints.DECISIVE_FILES,
     run_card.CARD_NAME,
     "train_log.jsonl",
     "*_results.json",
@@ -73,7 +66,7 @@ def numbers(evaluation: Path, weights: str) -> list[Number]:
         path = evaluation / f"{name}_results.json"
         if not path.is_file():
             continue
-        results = run_card.read_json(path)
+        results = run_card.read_sealed(path)
         if results["card"]["weights"] != weights:
             raise UserError(f"{path} is of another checkpoint; give the evaluation of this one")
         found += (_problems if name == "gsm8k" else _probes)(results["metrics"])

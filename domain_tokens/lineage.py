@@ -1,10 +1,13 @@
 """Verify a chain base → Tulu → GSM8K → evaluation: each link is what the next was made from."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import checkpoints, run_card
+from domain_tokens import checkpoints, run_card, verification
 from domain_tokens.errors import UserError
 
 RESULTS = {"tulu_sft": "tulu_sft_results.json", "sft": "sft_results.json"}
@@ -29,19 +32,40 @@ def verify_evaluation(results: Path) -> str:
 
     Raises BrokenLinkError.
     """
-    card = run_card.read_json(results)["card"]
+    with _as_written(results):
+        return _verify_evaluation(results)
+
+
+def _verify_evaluation(results: Path) -> str:
+    card = run_card.read_sealed(results)["card"]
     _refuse_other_formats(results, card)
     _refuse_changed_files(results, card.get("sources") or {})
     folder = _place(Path(card["model_path"]), beside=results.parent)
     if not folder.is_dir():
         return f"{card['stage']} <- {folder} (not here)"
-    found = checkpoints.weights_hash(folder)
-    if found != card["weights"]:
-        raise BrokenLinkError(
-            f"{folder}: weights are {found[:12]}, {results} was measured on {card['weights'][:12]}"
-        )
+    found = checkpoints.hashes(folder)
+    for key, value in found.items():
+        if key in card and value != card[key]:
+            file = checkpoints.changed_file(folder, (card["training"] or {}).get("files") or {})
+            raise BrokenLinkError(
+                f"{folder}: {file or key} is another one ({key} {value[:12]}), {results} was "
+                f"measured on {card[key][:12]}"
+            )
+    if "architecture" in card:
+        shape = checkpoints.architecture(folder)
+        _refuse_difference(folder, shape, card["architecture"], f"{results} (architecture)")
     _refuse_difference(folder, checkpoints.read_card(folder), card["training"], str(results))
     return f"{card['stage']} <- {verify_checkpoint(folder)}"
+
+
+@contextmanager
+def _as_written(file: Path) -> Generator[None]:
+    """Name the file where a key is missing or of another kind than this project writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise BrokenLinkError(f"{file} is not as this project writes it ({what})") from None
 
 
 def _links(folder: Path) -> Iterator[str]:
@@ -52,18 +76,19 @@ def _links(folder: Path) -> Iterator[str]:
             yield f"{folder} (not here)"
             return
         card = checkpoints.read_card(folder)
-        if recorded is not None:
-            _refuse_other_parent(folder, recorded, child)
-            _refuse_other_ancestors(folder, card, ancestors, child)
-        if card is None:
-            yield f"base {checkpoints.weights_hash(folder)[:12]} (no card)"
-            return
-        _verify_link(folder, card)
-        yield f"{card['stage']} {card['weights'][:12]}"
-        recorded, child, ancestors = card["parent"], str(folder), card.get("ancestors")
-        if not recorded:
-            return
-        folder = _place(Path(recorded["path"]), beside=folder)
+        with _as_written(folder / run_card.CARD_NAME):
+            if recorded is not None:
+                _refuse_other_parent(folder, recorded, child)
+                _refuse_other_ancestors(folder, card, ancestors, child)
+            if card is None:
+                yield f"base {checkpoints.weights_hash(folder)[:12]} (no card)"
+                return
+            _verify_link(folder, card)
+            yield f"{card['stage']} {card['weights'][:12]}"
+            recorded, child, ancestors = card["parent"], str(folder), card.get("ancestors")
+            if not recorded:
+                return
+            folder = _place(Path(recorded["path"]), beside=folder)
 
 
 def _place(recorded: Path, *, beside: Path) -> Path:
@@ -73,29 +98,60 @@ def _place(recorded: Path, *, beside: Path) -> Path:
 
 
 def _verify_link(folder: Path, card: dict[str, Any]) -> None:
-    for key, found in (
-        ("weights", checkpoints.weights_hash(folder)),
-        ("tokenizer", checkpoints.tokenizer_hash(folder)),
-    ):
-        if card[key] != found:
-            raise BrokenLinkError(f"{folder}: {key} {found[:12]}, its card says {card[key][:12]}")
+    try:
+        checkpoints.refuse_changed(folder, card, checkpoints.hashes(folder))
+        _refuse_other_results(folder, card)
+    except UserError as error:
+        raise BrokenLinkError(str(error)) from None
     if card["stage"] not in RESULTS:
         return
     _refuse_other_formats(folder, card)
     _refuse_changed_files(folder, card.get("sources") or {})
-    results = run_card.read_json(folder / RESULTS[card["stage"]])
+    results = run_card.read_sealed(folder / RESULTS[card["stage"]])
     for name, other in (("results", results["config"]), ("identity", card["identity"]["config"])):
         _refuse_difference(folder, card["config"], other, name)
 
 
+def _refuse_other_results(folder: Path, card: dict[str, Any]) -> None:
+    """Raise BrokenLinkError where results or logs are not those that the card was written with.
+
+    A file that is not there is passed over: a published checkpoint has no logs.
+    """
+    recorded = card.get("files") or {}  # those of the model were looked at
+    logs = {name: digest for name, digest in recorded.items() if name in checkpoints.LOGS}
+    changed = checkpoints.changed_file(folder, logs)
+    if changed:
+        raise BrokenLinkError(f"{folder}: {changed} is not the one that its card was written with")
+    found = [*folder.glob("*_results.json"), *folder.glob("export_report.json")]
+    for path in found if "results" in card else ():
+        results = run_card.read_sealed(path)
+        told = {k: v for k, v in results.items() if k not in (run_card.SEAL, "config")}
+        _refuse_difference(folder, card["results"], told, path.name)
+        _refuse_other_loss(folder, told)
+
+
+def _refuse_other_loss(folder: Path, results: dict[str, Any]) -> None:
+    """Raise BrokenLinkError where the train loss is not the mean of the log's over all steps."""
+    trained = results.get("pretraining") or results
+    log = folder / "train_log.jsonl"
+    if "train_loss" not in trained or not log.is_file():
+        return
+    lines = run_card.read_lines(log)
+    ends = [0, *(line["step"] for line in lines)]
+    steps = [after - before for before, after in pairwise(ends)]
+    mean = sum(s * line["loss"] for s, line in zip(steps, lines, strict=True)) / ends[-1]
+    if not math.isclose(mean, trained["train_loss"], rel_tol=1e-9):
+        raise BrokenLinkError(
+            f"{folder}: train_loss is {trained['train_loss']}, {log.name} says {mean}"
+        )
+    if ends[-1] != trained["optimizer_steps"]:
+        raise BrokenLinkError(f"{folder}: {log.name} ends at step {ends[-1]}")
+
+
 def _refuse_other_parent(folder: Path, recorded: dict[str, Any], child: str) -> None:
-    found = {
-        "weights": checkpoints.weights_hash(folder),
-        "tokenizer": checkpoints.tokenizer_hash(folder),
-        "card_hash": run_card.hash_files([folder / run_card.CARD_NAME])
-        if (folder / run_card.CARD_NAME).exists()
-        else None,
-    }
+    path = folder / run_card.CARD_NAME
+    found: dict[str, Any] = dict(checkpoints.hashes(folder))
+    found["card_hash"] = run_card.hash_files([path]) if path.exists() else None
     for key, value in found.items():
         if key in recorded and recorded[key] != value:
             raise BrokenLinkError(
@@ -169,15 +225,27 @@ def check_evaluation(folder: Path) -> Iterator[tuple[str, bool, str]]:
     def items() -> str:
         run = comparison.load_run(folder, condition=None)
         counts = {name: len(e.items) for name, e in run.evaluations.items()}
-        return ", ".join(f"{count} {name} items" for name, count in counts.items())
+        notices = [notice for e in run.evaluations.values() for notice in e.notices]
+        return "; ".join([", ".join(f"{n} {name} items" for name, n in counts.items()), *notices])
 
     checks = [("items", items)]
-    checks += [
-        (f"lineage, {r.stem.split('_')[0]}", lambda r=r: verify_evaluation(r))
-        for r in evaluations(folder)
-    ]
+    for results in evaluations(folder):
+        name = results.stem.split("_")[0]
+        checks += [
+            (f"tokens, {name}", lambda r=results: _with_checkpoint(verification.verify_tokens, r)),
+            (f"data, {name}", lambda r=results: _with_checkpoint(verification.verify_data, r)),
+            (f"lineage, {name}", lambda r=results: verify_evaluation(r)),
+        ]
     for name, function in checks:
         try:
             yield name, True, function()
-        except (BrokenLinkError, UserError, KeyError) as error:
+        except (BrokenLinkError, UserError) as error:
             yield name, False, str(error)
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            yield name, False, f"{folder}: not as an evaluation writes it ({error!r})"
+
+
+def _with_checkpoint(check: Callable[[Path, Path], str], results: Path) -> str:
+    card = run_card.read_sealed(results)["card"]
+    folder = _place(Path(card["model_path"]), beside=results.parent)
+    return check(results, folder) if folder.is_dir() else f"not checked: {folder} (not here)"

@@ -423,13 +423,11 @@ def _finish(
     workspace: Workspace, data: "Prepared", card: dict[str, Any], results: dict[str, Any]
 ) -> None:
     work = workspace.work
-    hashes = {
-        "weights": checkpoints.weights_hash(work),
-        "tokenizer": checkpoints.tokenizer_hash(work),
-    }
-    run_card.write_json(work / run_card.CARD_NAME, card | hashes)
     if data.account.listed_drops:
         listed = {"dropped": data.account.listed_drops}
-        run_card.write_json(work / "decontaminated.json", listed)
-    run_card.write_json(work / workspace.results_name, results)
+        run_card.write_json(work / "decontaminated.json", run_card.sealed(listed))
+    told = {key: value for key, value in results.items() if key != "config"}
+    whole = {**card, **checkpoints.description(work), "results": told}
+    run_card.write_json(work / run_card.CARD_NAME, run_card.sealed(whole))
+    run_card.write_json(work / workspace.results_name, run_card.sealed(results))
     workspace.complete()

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import answers
 from domain_tokens.command_line import SEED, Parser, add_evaluation_arguments, overrides_of, run
-from domain_tokens.probes import TABLE, probes
+from domain_tokens.probes import probes
 
 EXAMPLE = (
     "uv run python eval/run_arithmetic_probes.py --model-path outputs/sft_gsm8k_baseline "
@@ -20,7 +19,6 @@ FLAGS = {
     "seed": "evaluation.seed",
     "suite": "evaluation.suite",
 }
-CATEGORIES = ("mul_table", "mul_multidigit", "addition")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -32,55 +30,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def score(gold: int, response: str) -> dict[str, Any]:
-    """Return the extracted numbers of one response and the two verdicts."""
-    strict = answers.extract_probe(response)
-    credited = answers.extract_probe_credited(response)
-    return {
-        "strict": None if strict is None else str(strict),
-        "credited": None if credited is None else str(credited),
-        "correct": strict == gold,
-        "correct_credited": credited == gold,
-    }
-
-
-def metrics(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return overall and per-category accuracies and the 9×9 grid of them, all as fractions."""
-    from domain_tokens import statistics
-
-    by_category = {c: [i for i in items if i["category"] == c] for c in CATEGORIES}
-    correct = sum(i["correct"] for i in items)
-    table = [i["correct"] for i in by_category["mul_table"]]
-    size = len(table) // len(TABLE)  # wordings of a cell
-    cells = [sum(table[i : i + size]) / size for i in range(0, len(table), size)]
-    return {
-        "overall_accuracy": correct / len(items),
-        "overall_accuracy_interval_95": list(statistics.wilson_interval(correct, len(items))),
-        "overall_accuracy_expression_credited": sum(i["correct_credited"] for i in items)
-        / len(items),
-        "correct": correct,
-        "total": len(items),
-        "category_accuracies": {
-            category: {
-                "accuracy": sum(i["correct"] for i in group) / len(group),
-                "correct": sum(i["correct"] for i in group),
-                "total": len(group),
-            }
-            for category, group in by_category.items()
-        },
-        "table_grid": grid(cells),
-    }
-
-
-def grid(cells: list[float]) -> list[list[float]]:
-    """Return 81 values in the table's order as nine rows."""
-    return [cells[row * 9 : row * 9 + 9] for row in range(9)]
-
-
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import endpoints, evaluation, preflight
+    from domain_tokens import endpoints, evaluation, metrics, preflight
     from domain_tokens.config import ProbeEvalConfig, load_config
 
     config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
@@ -108,31 +61,22 @@ def main(argv: list[str] | None = None) -> int:
         max_new_tokens=settings.max_new_tokens,
     )
     seconds = time.perf_counter() - start
-    items = [
-        {**evaluation.item(subject, q, r), **score(gold, evaluation.text(subject, r))}
-        for (_, _, gold), q, r in zip(chosen, questions, responses, strict=True)
-    ]
-    layout = subject.layout
-    right = [{i for i in layout.fact_ids if layout.fact_of(i)[2] == gold} for _, _, gold in chosen]
-    table_score = endpoints.table_score(subject, forced_start=settings.forced_start)
-    results: dict[str, Any] = {
-        "metrics": {
-            "condition": args.condition,
-            "model_path": args.model_path,
-            **metrics(items),
-            "a1": table_score.mean,
-            "a1_grid": grid(table_score.by_cell),
-            "fact_mass": table_score.fact_mass,
-            **evaluation.decoding_metrics(subject, items, right),
-            **evaluation.speed(items, seconds),
-        },
-        "card": card,
+    items = []
+    for (_, _, gold), question, response in zip(chosen, questions, responses, strict=True):
+        right = evaluation.facts_with_product(subject, gold)
+        line = evaluation.item(subject, question, response, right=right)
+        items.append({**line, **metrics.probe_verdicts(line["gold"], line["response"])})
+    scores = endpoints.table_scores(subject, forced_start=settings.forced_start)
+    shown: dict[str, Any] = {
+        "condition": args.condition,
+        "model_path": args.model_path,
+        **metrics.arithmetic(items, scores),
+        **metrics.speed(items, seconds),
     }
-    output.finish(items, results)
-    scores: dict[str, Any] = results["metrics"]
-    table = scores["category_accuracies"]["mul_table"]
+    output.finish(items, {"metrics": shown, "card": card}, more={"scores": scores})
+    table = shown["category_accuracies"]["mul_table"]
     print(
-        f"probes {args.condition}: {scores['overall_accuracy']:.1%} of {len(items)}, "
+        f"probes {args.condition}: {shown['overall_accuracy']:.1%} of {len(items)}, "
         f"table {table['correct']}/{table['total']}; results in {output.results}"
     )
     return 0

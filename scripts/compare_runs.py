@@ -93,6 +93,8 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         "b, c: items that only baseline, only mul_tokens has right; p: exact McNemar, exploratory"
     )
+    for notice in report["notices"]:
+        print(f"note: {notice}")
     for name in report["not_compared"]:
         print(f"note: {name} results are not in all folders and were not compared")
     for difference in report["allowed_differences"]:

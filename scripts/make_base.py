@@ -98,14 +98,14 @@ def build(
 
 def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any]) -> None:
     """Write run card and results; a source folder is the parent."""
-    folder = Path(args.source)
-    parent = {"path": args.source, "weights": checkpoints.weights_hash(folder)}
+    source = Path(args.source)
+    parent = checkpoints.link(source) if source.is_dir() else None
     bases.finish(
         workspace,
         condition=args.condition,
         seed=args.seed,
         source=args.source,
-        parent=parent if folder.is_dir() else None,
+        parent=parent,
         made={"command": args.command, **made},
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -54,6 +55,47 @@ def tree(folder):
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file()
     }
+
+
+def rewrite_items(folder, change, *, name="gsm8k"):
+    """Let an evaluation have other answers, and everything that follows from them, consistently.
+
+    change: gets each item's number and item, and returns what to put into it.
+    """
+    from domain_tokens import metrics, run_card
+
+    path, results = folder / f"{name}_items.jsonl", folder / f"{name}_results.json"
+    items = run_card.read_lines(path)
+    for number, item in enumerate(items):
+        item |= change(number, item)
+        item |= metrics.derived(name, item)
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    tree = run_card.read_json(results)
+    decode = tree["card"]["decode"]
+    scores = run_card.read_lines(folder / "arithmetic_scores.jsonl")
+    again = metrics.gsm8k(items, decode) if name == "gsm8k" else metrics.arithmetic(items, scores)
+    tree["metrics"] |= {**again, **metrics.speed(items, tree["metrics"]["seconds"])}
+    if "examples" in tree:
+        tree["examples"] = items[: metrics.SHOWN]
+    tree["items"] |= {"sha256": run_card.file_digest(path), "count": len(items)}
+    run_card.write_json(results, tree)
+    return len(items)
+
+
+def edit(path, key, value):
+    """Set a dotted key of a JSON file and seal it, and what is sealed within it, again."""
+    from domain_tokens import run_card
+
+    content = run_card.read_json(path)
+    *parents, last = key.split(".")
+    node = content
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    training = (content.get("card") or {}).get("training")
+    if training and run_card.SEAL in training:
+        content["card"]["training"] = run_card.sealed(training)
+    run_card.write_json(path, content)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 """The checkpoint check finds each fault that once went, or could go, unnoticed."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from domain_tokens import checkpoints
+from domain_tokens.errors import UserError
 from domain_tokens.run_card import hash_files, read_json, write_json
-from tests.conftest import call
+from tests.conftest import call, edit
 
 
 def check(folder, capsys):
@@ -103,6 +107,79 @@ BREAK["a fact token is missing"] = (forget_a_fact, "vocabulary")
 BREAK["fact tokens are special"] = (make_facts_special, "fact tokens")
 
 
+def say_more_heads(folder):
+    """Weights of four and of two heads have the same shapes, and config.json was in no hash."""
+    change_json(folder / "config.json", n_head=2)
+
+
+BREAK["another number of heads"] = (say_more_heads, "run card")
+BREAK["another epsilon"] = (
+    lambda folder: change_json(folder / "config.json", layer_norm_epsilon=1e-3),
+    "run card",
+)
+BREAK["another pad token"] = (
+    lambda folder: change_json(folder / "tokenizer_config.json", pad_token="!"),
+    "run card",
+)
+BREAK["sampling by default"] = (
+    lambda folder: change_json(folder / "generation_config.json", max_new_tokens=3),
+    "run card",
+)
+
+
+def test_a_folder_keeps_its_hashes_wherever_it_lies(checkpoint, tmp_path):
+    before = checkpoints.hashes(checkpoint)
+    assert {*before} == {"weights", "tokenizer", "model"}
+    assert checkpoints.hashes(Path(shutil.copytree(checkpoint, tmp_path / "copied"))) == before
+    (tmp_path / "copied" / "notes.txt").write_text("is not of the model")
+    assert checkpoints.hashes(tmp_path / "copied") == before
+    card = read_json(checkpoint / "run_card.json")
+    assert {key: card[key] for key in before} == before
+
+
+@pytest.mark.parametrize("name", [*checkpoints.DECISIVE_FILES, "pytorch_model.bin.index.json"])
+def test_every_file_that_decides_is_in_the_hash(checkpoint, name):
+    (checkpoint / name).touch()
+    one = checkpoints.model_hash(checkpoint)
+    (checkpoint / name).write_text("other")
+    assert checkpoints.model_hash(checkpoint) != one
+
+
+def test_a_base_of_bin_files_is_known_by_them(checkpoint, tmp_path, capsys):
+    """Its hash was that of nothing, for every such parent: any change went unseen."""
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    for name in ("run_card.json", "sft_results.json", "train_log.jsonl"):
+        (source / name).unlink()
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    words = ["--from", source, "--condition", "baseline", "--output-dir", tmp_path / "base"]
+    assert call("scripts/make_base.py", *words) == 0
+    recorded = read_json(tmp_path / "base" / "run_card.json")["parent"]
+    assert recorded["weights"] == hash_files([source / "pytorch_model.bin"])
+    capsys.readouterr()
+    assert check(tmp_path / "base", capsys) == (0, [])
+    flip_a_byte(source / "pytorch_model.bin")
+    _, faults = check(tmp_path / "base", capsys)
+    assert any("lineage" in fault and "source: weights is" in fault for fault in faults)
+
+
+def test_a_folder_without_weights_has_no_hash(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    for function in (checkpoints.weights_hash, checkpoints.model_hash, checkpoints.hashes):
+        with pytest.raises(UserError, match="holds no weights"):
+            function(checkpoint)
+
+
+def test_a_card_of_an_older_version_is_said_and_not_refused(checkpoint, capsys):
+    card = read_json(checkpoint / "run_card.json")
+    for key in ("model", "files", "results", "seal"):
+        del card[key]
+    write_json(checkpoint / "run_card.json", card)
+    assert check(checkpoint, capsys) == (0, [])
+    assert call("scripts/check_checkpoint.py", checkpoint) == 0
+    assert "written before cards had model and seal" in capsys.readouterr().out
+
+
 def test_a_sound_folder_has_no_fault(checkpoint, capsys):
     assert check(checkpoint, capsys) == (0, [])
 
@@ -114,17 +191,6 @@ def test_a_fault_is_found(checkpoint, capsys, fault):
     status, faults = check(checkpoint, capsys)
     assert status == 1
     assert any(line.removeprefix("fault").strip().startswith(named) for line in faults), faults
-
-
-def edit(path, key, value):
-    """Set a dotted key of a JSON file."""
-    content = read_json(path)
-    *parents, last = key.split(".")
-    node = content
-    for part in parents:
-        node = node[part]
-    node[last] = value
-    write_json(path, content)
 
 
 def flip_a_byte(path):

@@ -8,8 +8,8 @@ import pytest
 
 from domain_tokens import comparison
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import hash_files, write_json, write_text
-from tests.conftest import call, tree
+from domain_tokens.run_card import hash_files, sealed, write_json, write_text
+from tests.conftest import call, edit, rewrite_items, tree
 
 ARMS = ("baseline", "mul_tokens")
 
@@ -19,28 +19,12 @@ def compare(demo, *more):
     return call("scripts/compare_runs.py", *folders, *more)
 
 
-def edit(path, key, value):
-    """Set a dotted key of a JSON file."""
-    content = json.loads(path.read_text())
-    *parents, last = key.split(".")
-    node = content
-    for part in parents:
-        node = node[part]
-    node[last] = value
-    write_json(path, content)
-
-
 def answer(folder, right):
     """Rewrite the GSM8K items of a folder so that exactly these positions are right."""
-    path = folder / "gsm8k_items.jsonl"
-    items = [json.loads(line) for line in path.read_text().splitlines()]
-    for position, item in enumerate(items):
-        for verdict in ("correct", "correct_flexible", "correct_credited"):
-            item[verdict] = position in right
-    write_text(path, "".join(json.dumps(item) + "\n" for item in items))
-    for name in ("accuracy", "accuracy_flexible", "accuracy_expression_credited"):
-        edit(folder / "gsm8k_results.json", f"metrics.{name}", len(right) / len(items))
-    return len(items)
+    return rewrite_items(
+        folder,
+        lambda number, item: {"response": f"#### {item['gold'] if number in right else 'none'}"},
+    )
 
 
 def test_counts_deltas_and_p_are_those_of_the_items(demo):
@@ -75,7 +59,7 @@ def test_a_difference_between_two_checkpoints_is_not_one_of_the_method(demo, cap
         ("card.formats.injector", "0"),
         ("card.formats.answers", "0"),
         ("card.data.test", "0" * 64),
-        ("card.decode.max_new_tokens", 9),
+        ("card.decode.rationale_seed", 9),
         ("card.decode.batch_size", 9),
         ("card.environment.device_type", "cuda"),
         ("card.environment.dtype", "bfloat16"),
@@ -90,7 +74,10 @@ def test_a_difference_between_two_checkpoints_is_not_one_of_the_method(demo, cap
     ],
 )
 def test_arms_that_differ_in_more_than_one_thing_are_refused(demo, capsys, key, value):
-    edit(demo / "eval_mul_tokens" / "gsm8k_results.json", key, value)
+    results = demo / "eval_mul_tokens" / "gsm8k_results.json"
+    edit(results, key, value)
+    if key == "card.tokenizer":  # the card of the checkpoint says it, too
+        edit(results, "card.training.tokenizer", value)
     before = tree(demo)
     assert compare(demo, f"--output-path={demo / 'report.json'}") == 2
     error = capsys.readouterr().err
@@ -101,10 +88,61 @@ def test_arms_that_differ_in_more_than_one_thing_are_refused(demo, capsys, key, 
         assert compare(demo, f"--allow-diff={key.removeprefix('card.')}") == 0
 
 
-@pytest.mark.parametrize("key", ["card.model_path", "card.training.parent.path"])
-def test_where_things_lie_makes_no_difference(demo, key):
-    edit(demo / "eval_mul_tokens" / "gsm8k_results.json", key, "elsewhere")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("card.model_path", "metrics.model_path", "card.parent.path"),
+        ("card.data.source", "card.reading.source"),
+        ("card.training.parent.path",),
+    ],
+)
+def test_where_things_lie_makes_no_difference(demo, keys):
+    content = json.loads((demo / "eval_mul_tokens" / "gsm8k_results.json").read_text())
+    for key in keys:
+        *parents, last = key.split(".")
+        node = content
+        for part in parents:
+            node = node[part]
+        node[last] = "elsewhere"
+    content["card"]["training"] = sealed(content["card"]["training"])
+    write_json(demo / "eval_mul_tokens" / "gsm8k_results.json", content)
     assert compare(demo) == 0
+
+
+def test_results_of_an_older_version_are_compared_and_it_is_said(demo, capsys):
+    """Before items were bound and cards had a hash of the whole model."""
+    for path in demo.glob("eval_*/*_results.json"):
+        content = json.loads(path.read_text())
+        for key in ("items", "rationales", "scores", "seal"):
+            content.pop(key, None)
+        for key in ("model", "architecture", "reading"):
+            del content["card"][key]
+        for key in ("model", "files", "results", "seal"):
+            del content["card"]["training"][key]
+        write_json(path, content)
+    assert compare(demo) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(said) == 4
+    assert all("bound only accuracies to its items" in line for line in said)
+    edit(demo / "eval_baseline" / "gsm8k_results.json", "metrics.accuracy", 0.5)
+    assert compare(demo) == 2
+    assert "its items say" in capsys.readouterr().err
+
+
+def test_a_changed_file_that_was_not_sealed_again_is_refused(demo, capsys):
+    path = demo / "eval_mul_tokens" / "gsm8k_results.json"
+    path.write_text(path.read_text().replace('"python": "3', '"python": "4', 1))
+    assert compare(demo) == 2
+    assert "its seal is not that of its content" in capsys.readouterr().err
+
+
+def test_arms_of_another_shape_are_refused_by_key(demo, capsys):
+    """Four and eight heads have weights of the same shapes: config.json belonged to no hash."""
+    for name in ("gsm8k", "arithmetic"):
+        path = demo / "eval_mul_tokens" / f"{name}_results.json"
+        edit(path, "card.architecture.n_head", 2)
+    assert compare(demo) == 2
+    assert "architecture.n_head (4 and 2)" in capsys.readouterr().err
 
 
 def test_swapped_folders_are_noticed(demo, capsys):
@@ -149,6 +187,7 @@ def seeded(demo, arm, seed):
     for path in (demo / f"eval_{arm}").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     for path in folder.glob("*_results.json"):
+        edit(path, "card.seed", seed)
         edit(path, "card.training.seed", seed)
         edit(path, "card.training.parent.weights", f"{arm}-{seed}")
         edit(path, "card.training.ancestors", [])

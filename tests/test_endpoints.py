@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from domain_tokens import endpoints, evaluation
+from domain_tokens import endpoints, evaluation, metrics
 from domain_tokens.corpora import Problem
 from domain_tokens.errors import UserError
 from domain_tokens.generation import Response, Sampling, generate
@@ -28,7 +28,8 @@ def log_prob(model, prompt, continuation):
 
 
 def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
-    found = endpoints.table_score(subject, forced_start=" The answer is")
+    lines = endpoints.table_scores(subject, forced_start=" The answer is")
+    found = metrics.table_metrics(lines)
     renderer = Renderer(subject.tokenizer)
     products = sorted({a * b for a, b in TABLE})
     values = []
@@ -40,9 +41,9 @@ def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
             for c in products
         ]
         values.append(scores[products.index(54)] - float(torch.tensor(scores).logsumexp(0)))
-    assert found.by_cell[TABLE.index((6, 9))] == pytest.approx(sum(values) / 5, abs=1e-4)
-    assert found.mean == pytest.approx(sum(found.by_cell) / 81)
-    assert 0 < found.fact_mass < 0.01  # 45 of 50,349 rows at random
+    assert found["a1_grid"][5][8] == pytest.approx(sum(values) / 5, abs=1e-4)
+    assert found["a1"] == pytest.approx(sum(map(sum, found["a1_grid"])) / 81)
+    assert 0 < found["fact_mass"] < 0.01  # 45 of 50,349 rows at random
 
 
 def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
@@ -52,8 +53,8 @@ def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
         Response([*renderer.encode(" 2 and 3."), *renderer.encode("\n#### 5")], "eos"),
         Response(renderer.encode(" Never comes to it"), "length"),
     ]
-    golds, distractors = ["5"], ["4", "5", "6"]
-    (score,) = endpoints.answer_scores(subject, [prompt], golds, [rationales], distractors)
+    frequent = [str(n) for n in range(4, 22)]
+    (score,) = endpoints.answer_scores(subject, [prompt], ["5"], [rationales], frequent)
     answer = [*renderer.encode(" 5"), renderer.eos]
     logs = [
         log_prob(subject.model, [*prompt, *renderer.encode(start)], answer)
@@ -64,24 +65,46 @@ def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
     assert score.g1_log == pytest.approx(math.log(score.g1))
     assert score.forced_cuts == 1
     bare = [*prompt, *renderer.encode(" ####")]
+    choices = ["5", "4", *(str(n) for n in range(6, 21))]
     alone = [
-        log_prob(subject.model, bare, [*renderer.encode(f" {a}"), renderer.eos]) for a in "546"
+        log_prob(subject.model, bare, [*renderer.encode(f" {a}"), renderer.eos]) for a in choices
     ]
+    assert len(score.g2_log_probs) == len(alone) == 17
     assert score.g2 == pytest.approx(alone[0] - float(torch.tensor(alone).logsumexp(0)), abs=1e-3)
 
 
 def test_no_gold_text_is_shown_before_the_answer(subject):
     """Another gold answer leaves the contexts alone: only the scored continuation changes."""
+    frequent = [str(n) for n in range(100, 120)]
     renderer = Renderer(subject.tokenizer)
     prompt = renderer.prompt([("user", "How many?")])
     rationale = [Response(renderer.encode(" 2.\n#### 9"), "eos")]
     seen = []
     for gold in ("5", "77"):
-        (score,) = endpoints.answer_scores(subject, [prompt], [gold], [rationale], ["1"])
+        (score,) = endpoints.answer_scores(subject, [prompt], [gold], [rationale], frequent)
         context = [*prompt, *renderer.encode(" 2.\n####")]
         wanted = log_prob(subject.model, context, [*renderer.encode(f" {gold}"), renderer.eos])
         seen.append(score.g1_log == pytest.approx(wanted, abs=1e-3))
     assert seen == [True, True]
+
+
+FREQUENT = ["24", "18.0", "12", "1018", "1,018", *(str(n) for n in range(30, 45))]
+
+
+@pytest.mark.parametrize("gold", ["18", "1,018", "1018", "24", "24.00", "7", "-3", "a dozen"])
+def test_g2_has_sixteen_distractors_that_are_other_numbers(gold):
+    """It had 17 where the gold was none of the frequent answers, or was written otherwise."""
+    found = endpoints.distractors(FREQUENT, gold)
+    numbers = [float(text.replace(",", "")) for text in found]
+    assert len(found) == len(set(numbers)) == 16
+    if gold != "a dozen":
+        assert float(gold.replace(",", "")) not in numbers
+    assert found == [text for text in FREQUENT if text in found]  # the most frequent ones, in order
+
+
+def test_too_few_distractors_are_refused_before_anything_is_decoded():
+    with pytest.raises(UserError, match="has 15 numbers"):
+        endpoints.distractors([str(n) for n in range(16)] + ["3.0"], "3")
 
 
 def test_a_sample_depends_on_its_id_and_on_nothing_else(subject):

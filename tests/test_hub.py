@@ -75,7 +75,7 @@ def test_a_damaged_download_leaves_nothing(demo, hub, tmp_path):
     files["model.safetensors"] = bytes(weights)
     got = hub_script(hub.url, "pull", "me/facts", tmp_path / "pulled")
     assert got.returncode == 2
-    assert "weights hash is" in got.stderr
+    assert "model.safetensors is not that of its run card" in got.stderr
     assert list(tmp_path.glob("*pull*")) == []
 
 

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from domain_tokens import report
-from tests.conftest import call
+from domain_tokens.run_card import write_json
+from tests.conftest import call, rewrite_items
 
 HOSTILE = (
     "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> مرحبا 6*9 "
@@ -25,16 +26,16 @@ def compare(demo, *more, arms=("eval_baseline", "eval_mul_tokens")):
 
 def give_answer(folder, number, response, *, spans=()):
     """Let an item of an evaluation be right, with a response of our choice."""
-    file = folder / "gsm8k_items.jsonl"
-    items = [json.loads(line) for line in file.read_text().splitlines()]
-    items[number] |= {"response": response, "fact_spans": list(spans)}
-    items[number] |= {"correct": not items[number]["correct"]}
-    file.write_text("".join(json.dumps(item) + "\n" for item in items))
-    path = folder / "gsm8k_results.json"
-    tree = json.loads(path.read_text())
-    right = sum(item["correct"] for item in items)
-    tree["metrics"] |= {"correct": right, "accuracy": right / len(items)}
-    path.write_text(json.dumps(tree))
+
+    def change(at, item):
+        if at != number:
+            return {}
+        # A heading is no answer, so that the last line is the one that is read.
+        words = f"{response}\n#### {item['gold']}"
+        counts = dict.fromkeys(("mul_tokens", "mul_tokens_valid", "reserved_tokens"), len(spans))
+        return {"response": words, "fact_spans": [list(span) for span in spans], **counts}
+
+    rewrite_items(folder, change)
 
 
 @pytest.fixture
@@ -84,8 +85,9 @@ def test_segments_cover_the_response():
 def test_a_study_whose_training_folders_are_gone_is_still_reported(demo):
     for file in demo.glob("eval_*/*_results.json"):
         tree = json.loads(file.read_text())
-        tree["card"]["model_path"] = "outputs/moved"
-        file.write_text(json.dumps(tree))
+        tree["card"]["model_path"] = tree["metrics"]["model_path"] = "outputs/moved"
+        tree["card"]["parent"]["path"] = "outputs/moved"
+        write_json(file, tree)
     text = compare(demo).read_text()
     assert "no curves" in text
     assert 'id="verdict"' in text

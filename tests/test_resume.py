@@ -95,7 +95,13 @@ def test_a_killed_evaluation_keeps_its_answers(demo, monkeypatch, capsys, script
     assert not set(kept) & set(again)
     items = f"{name}_items.jsonl"
     assert (demo / "whole" / items).read_bytes() == (demo / "killed" / items).read_bytes()
-    assert sorted(p.name for p in (demo / "killed").iterdir()) == [items, f"{name}_results.json"]
+    more = {"gsm8k": "rationales", "arithmetic": "scores"}[name]
+    lines = [items, f"{name}_{more}.jsonl"]
+    assert sorted(p.name for p in (demo / "killed").iterdir()) == sorted(
+        [*lines, f"{name}_results.json"]
+    )
+    for file in lines:
+        assert (demo / "whole" / file).read_bytes() == (demo / "killed" / file).read_bytes()
 
 
 def test_a_finished_evaluation_is_not_another_checkpoints(demo, capsys):

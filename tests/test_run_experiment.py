@@ -35,7 +35,7 @@ def test_every_stage_leaves_what_the_next_one_and_the_reader_need(experiment):
             f"{name}_{kind}"
             for name in ("gsm8k", "arithmetic")
             for kind in ("results.json", "items.jsonl")
-        }
+        } | {"gsm8k_rationales.jsonl", "arithmetic_scores.jsonl"}
     assert read(demo / "comparison.json")["analysis"]["same_base"] is True
 
 
