@@ -43,9 +43,9 @@ _ANSWER = re.compile(
     rf"{_DRESS}(?P<sign>[-−+]?)\s*+{_CURRENCY}\s*+{_DRESS}(?P<inner_sign>[-−]?)"
     rf"(?P<number>{_UNSIGNED})(?P<rest>.*)"
 )
-_OPERATOR = (
-    r"(?:[+/÷×·^=√⁄∕∶∗⋅±]|[-−–]\s*+\\?[$€£(]?[0-9<]|\*++\s*+\\?[$€£]?[\w(<]|x\s*+\\?[$€£]?[0-9(<])"
-)
+_FRACTION = r"\.[0-9]"  # 10*.5
+_OPERATOR = rf"""(?:[+/÷×·^=√⁄∕∶∗⋅±]|[-−–]\s*+\\?[$€£(]?(?:[0-9<]|{_FRACTION})
+    |\*++\s*+\\?[$€£]?(?:[\w(<]|{_FRACTION})|x\s*+\\?[$€£]?(?:[0-9(<]|{_FRACTION}))"""
 _LARGER_UNIT = r"(?:feet|foot|ft|yards?|hours?|hrs?|minutes?|dollars?|pounds?|lbs?)\.?"
 # What makes the number a part of something: a unit, an expression, a range, 5 feet 6 inches. What
 # comes after a word is not read, as in other GSM8K scorers.

@@ -10,6 +10,8 @@ from typing import Any
 from domain_tokens import checkpoints, run_card, verification
 from domain_tokens.errors import UserError
 
+# Versions of the rules that finished folders may have been made under.
+OLDER_FORMATS = {"injector": ("1",), "answers": ("1",)}
 RESULTS = {"tulu_sft": "tulu_sft_results.json", "sft": "sft_results.json"}
 
 
@@ -38,11 +40,11 @@ def verify_evaluation(results: Path) -> str:
 
 def _verify_evaluation(results: Path) -> str:
     card = run_card.read_sealed(results)["card"]
-    _refuse_other_formats(results, card)
+    older = _older_formats(results, card)
     _refuse_changed_files(results, card.get("sources") or {})
     folder = _place(Path(card["model_path"]), beside=results.parent)
     if not folder.is_dir():
-        return f"{card['stage']} <- {folder} (not here)"
+        return f"{card['stage']}{older} <- {folder} (not here)"
     found = checkpoints.hashes(folder)
     for key, value in found.items():
         if key in card and value != card[key]:
@@ -55,7 +57,7 @@ def _verify_evaluation(results: Path) -> str:
         shape = checkpoints.architecture(folder)
         _refuse_difference(folder, shape, card["architecture"], f"{results} (architecture)")
     _refuse_difference(folder, checkpoints.read_card(folder), card["training"], str(results))
-    return f"{card['stage']} <- {verify_checkpoint(folder)}"
+    return f"{card['stage']}{older} <- {verify_checkpoint(folder)}"
 
 
 @contextmanager
@@ -83,8 +85,8 @@ def _links(folder: Path) -> Iterator[str]:
             if card is None:
                 yield f"base {checkpoints.weights_hash(folder)[:12]} (no card)"
                 return
-            _verify_link(folder, card)
-            yield f"{card['stage']} {card['weights'][:12]}"
+            older = _verify_link(folder, card)
+            yield f"{card['stage']} {card['weights'][:12]}{older}"
             recorded, child, ancestors = card["parent"], str(folder), card.get("ancestors")
             if not recorded:
                 return
@@ -97,19 +99,21 @@ def _place(recorded: Path, *, beside: Path) -> Path:
     return neighbour if neighbour.is_dir() else recorded
 
 
-def _verify_link(folder: Path, card: dict[str, Any]) -> None:
+def _verify_link(folder: Path, card: dict[str, Any]) -> str:
+    """Check one folder against its card; return in words under which older rules it was made."""
     try:
         checkpoints.refuse_changed(folder, card, checkpoints.hashes(folder))
         _refuse_other_results(folder, card)
     except UserError as error:
         raise BrokenLinkError(str(error)) from None
     if card["stage"] not in RESULTS:
-        return
-    _refuse_other_formats(folder, card)
+        return ""
+    older = _older_formats(folder, card)
     _refuse_changed_files(folder, card.get("sources") or {})
     results = run_card.read_sealed(folder / RESULTS[card["stage"]])
     for name, other in (("results", results["config"]), ("identity", card["identity"]["config"])):
         _refuse_difference(folder, card["config"], other, name)
+    return older
 
 
 def _refuse_other_results(folder: Path, card: dict[str, Any]) -> None:
@@ -181,12 +185,20 @@ def _refuse_other_ancestors(
             )
 
 
-def _refuse_other_formats(place: Path, card: dict[str, Any]) -> None:
+def _older_formats(place: Path, card: dict[str, Any]) -> str:
+    """Return in words which older rules a folder was made under, "" where they are this code's.
+
+    Such a folder is sound; its responses are not read again under other rules, and a comparison
+    with a newer one is refused by its key. Raises BrokenLinkError for a version that never was, and
+    for another prompt format, under which a checkpoint would be asked in words it never saw.
+    """
+    older = []
     for key, version in run_card.formats().items():
-        if card["formats"][key] != version:
-            raise BrokenLinkError(
-                f"{place}: {key} version is {card['formats'][key]}, this code has {version}"
-            )
+        found = card["formats"][key]
+        if found != version and found not in OLDER_FORMATS.get(key, ()):
+            raise BrokenLinkError(f"{place}: {key} version is {found}, this code has {version}")
+        older += [f"{key} version {found}"] if found != version else []
+    return f" ({', '.join(older)}: this code has newer rules)" if older else ""
 
 
 def _refuse_changed_files(place: Path, files: dict[str, str]) -> None:

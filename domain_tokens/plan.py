@@ -45,14 +45,14 @@ class Replicate:
     @property
     def rate_suffix(self) -> str:
         """How folders of one learning rate are told from those of others."""
-        return "" if self.learning_rate is None else f"_lr_{self.learning_rate:g}"
+        return "" if self.learning_rate is None else f"_lr_{self.learning_rate!r}"
 
     @property
     def arguments(self) -> list[str]:
         """What the training scripts are told, beside their configs."""
         rate = self.learning_rate
         found = [] if self.seed is None else ["--seed", str(self.seed)]
-        return found + ([] if rate is None else ["--set", f"training.learning_rate={rate:g}"])
+        return found + ([] if rate is None else ["--set", f"training.learning_rate={rate!r}"])
 
 
 class Plan:

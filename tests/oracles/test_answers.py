@@ -137,7 +137,6 @@ def test_free_responses_are_read_alike_but_one():
     check_responses(answers.extract_strict, answers.extract_flexible)
 
 
-@pytest.mark.xfail(strict=False, reason="issue 16, item 22")
 def test_a_product_with_a_decimal_is_no_answer():
     text = "#### 10,400*.5 = <<10400*.5=10400>>10,400"
     assert strict(text) is None

@@ -169,14 +169,12 @@ def test_the_oracle_splits_digits_as_the_tokenizers_library_does():
     check_tokens(lambda text: library.encode(text).ids, smollm_pieces)
 
 
-@pytest.mark.xfail(strict=False, reason="issue 16, item 4")
 def test_tokens_of_smollm_have_single_digits(tmp_path):
     status, _, base = imported(tmp_path, pre="smollm")
     assert status == 0
     check_tokens(encoder(base), smollm_pieces)
 
 
-@pytest.mark.xfail(strict=False, reason="issue 16, item 4")
 @pytest.mark.parametrize("pre", ["starcoder", "refact", "command-r", "exaone", "no-such-splitter"])
 def test_another_splitter_is_right_or_refused(tmp_path, pre):
     """The first four split as SmolLM2 does."""

@@ -186,7 +186,6 @@ def test_prompts_end_at_assistant(renderers, messages, start):
         check_prompt(renderers[False], messages, start)
 
 
-@pytest.mark.xfail(strict=False, reason="issue 16, item 8")
 @pytest.mark.parametrize("system", ["", "  \n"])
 def test_an_empty_system_turn_is_no_system_turn(renderers, system):
     check_example(renderers[False], [("system", system), ("user", "Hi"), ("assistant", "Ho")])

@@ -5,6 +5,7 @@ What statsmodels lacks (Newcombe's paired interval, the crossed t of design.md Â
 here from the paper and the design, with statsmodels' own intervals and mean squares in it.
 """
 
+import dataclasses
 import itertools
 import math
 from fractions import Fraction
@@ -56,7 +57,7 @@ MCNEMAR = {
     "one-sided": lambda b, c: stats.binom.cdf(min(b, c), b + c, 0.5) if b + c else 1.0,
     "not capped at 1": lambda b, c: 2 * stats.binom.cdf(min(b, c), b + c, 0.5),
     "chi-square": lambda b, c: stats.chi2.sf((b - c) ** 2 / max(b + c, 1), 1),
-    "mid-p": lambda b, c: judged.mcnemar_midp(b, c),
+    "mid-p": lambda b, c: judged.mcnemar_exact(b, c) - stats.binom.pmf(min(b, c), b + c, 0.5),
     "only the first": lambda b, c: judged.mcnemar_exact(b, b + c),
 }
 
@@ -344,7 +345,6 @@ def test_the_permutation_of_runs_tries_every_swap():
     check_permutation(judged.permutation_of_runs)
 
 
-@pytest.mark.xfail(strict=False, reason="issue 16, item 19")
 def test_the_permutation_of_runs_where_the_sum_is_exactly_zero():
     """Tenths that add up to 0: in floats the sum is 1e-16 or 0, depending on who adds."""
     zero = [["0.1", "-0.7", "-0.3", "0.9"], ["0.0", "0.6", "0.2", "0.9", "-0.3", "-1.4"]]
@@ -371,33 +371,6 @@ def test_a_wrong_permutation_of_runs_is_refused(fault):
     refuses(check_permutation, PERMUTATION[fault])
 
 
-def check_equivalence(equivalence_p):
-    for means in ([0.03, -0.01, 0.04, 0.02, 0.05], [0.9, 1.2, 1.0], [-0.2, -0.1, -0.3, 0.1]):
-        other = DescrStatsW(means)
-        t, _, df = other.ttest_mean(0)
-        estimate = judged.Estimate(float(np.mean(means)), float(np.mean(means)) / t, df)
-        for margin in (0.05, 0.1, 1.1):
-            expected = other.ttost_mean(-margin, margin)[0]
-            assert equivalence_p(estimate, margin) == pytest.approx(expected, rel=1e-9)
-
-
-def test_equivalence_is_two_one_sided_tests_of_statsmodels():
-    check_equivalence(judged.equivalence_p)
-
-
-EQUIVALENCE = {
-    "two-sided": lambda e, m: min(1.0, 2 * judged.equivalence_p(e, m)),
-    "the easier side": lambda e, m: stats.t.sf((m + abs(e.mean)) / e.se, e.df),
-    "signed mean": lambda e, m: stats.t.sf((m - e.mean) / e.se, e.df),
-    "normal": lambda e, m: stats.norm.sf((m - abs(e.mean)) / e.se),
-}
-
-
-@planted(*EQUIVALENCE)
-def test_a_wrong_equivalence_test_is_refused(fault):
-    refuses(check_equivalence, EQUIVALENCE[fault])
-
-
 def check_detectable(detectable):
     for se, df, alpha, power, comparisons in [
         (0.1, 4, 0.05, 0.8, 2),
@@ -406,7 +379,7 @@ def check_detectable(detectable):
     ]:
         error = judged.Estimate(0.0, se, df)
         expected = se * (stats.t.isf(alpha / 2 / comparisons, df) + stats.t.isf(1 - power, df))
-        found = detectable(error, alpha=alpha, comparisons=comparisons, power=power)
+        found = detectable(error, judged.Aim(alpha, power, comparisons))
         assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -421,7 +394,7 @@ def test_the_detectable_effect_is_found_nearly_as_often_as_it_says(df, power):
 
     The power is that of the noncentral t; 20,000 simulated studies agree with it.
     """
-    effect = judged.detectable_effect(judged.Estimate(0.0, 0.4, df), alpha=0.05, comparisons=2)
+    effect = judged.detectable_effect(judged.Estimate(0.0, 0.4, df), judged.Aim(0.05, 0.8, 2))
     threshold = stats.t.isf(0.05 / 4, df)
     assert stats.nct.sf(threshold, df, effect / 0.4) == pytest.approx(power, abs=0.004)
     draw = np.random.default_rng(df)
@@ -430,19 +403,21 @@ def test_the_detectable_effect_is_found_nearly_as_often_as_it_says(df, power):
     assert (t > threshold).mean() == pytest.approx(power, abs=0.013)
 
 
-def detectable_with(error, alpha, comparisons, power, *, sides=2, quantile=stats.t):
+def detectable_with(error, aim, *, sides=2, quantile=stats.t, **other):
     freedom = () if quantile is stats.norm else (error.df,)
+    aim = dataclasses.replace(aim, **other)
     return error.se * (
-        quantile.isf(alpha / sides / comparisons, *freedom) + quantile.isf(1 - power, *freedom)
+        quantile.isf(aim.alpha / sides / aim.comparisons, *freedom)
+        + quantile.isf(1 - aim.power, *freedom)
     )
 
 
 DETECTABLE = {
-    "always .05": lambda e, alpha, **k: detectable_with(e, alpha=0.05, **k),
-    "always .8": lambda e, power, **k: detectable_with(e, power=0.8, **k),
-    "one comparison": lambda e, comparisons, **k: detectable_with(e, comparisons=1, **k),
-    "one-sided": lambda e, **k: detectable_with(e, sides=1, **k),
-    "normal": lambda e, **k: detectable_with(e, quantile=stats.norm, **k),
+    "always .05": lambda e, aim: detectable_with(e, aim, alpha=0.05),
+    "always .8": lambda e, aim: detectable_with(e, aim, power=0.8),
+    "one comparison": lambda e, aim: detectable_with(e, aim, comparisons=1),
+    "one-sided": lambda e, aim: detectable_with(e, aim, sides=1),
+    "normal": lambda e, aim: detectable_with(e, aim, quantile=stats.norm),
 }
 
 
