@@ -12,7 +12,7 @@ from tqdm import tqdm
 from domain_tokens import checkpoints, hardware, outputs, prepacked, processes, run_card
 from domain_tokens.answers import extract_strict
 from domain_tokens.config import GSM8KSection
-from domain_tokens.corpora import Problem
+from domain_tokens.corpora import Problem, file_hashes
 from domain_tokens.endpoints import answer_scores, sample_seed
 from domain_tokens.errors import UserError
 from domain_tokens.generation import GREEDY, Response, Sampling, generate
@@ -308,13 +308,12 @@ def card(
     stage: str,
     decode: dict[str, Any],
     data: dict,
-    sources: dict[str, str] | None = None,
     reading: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run card of an evaluation, which lives inside its results JSON.
 
-    sources: path and SHA-256 of the data files; reading: how `corpora.load_problems` was called, so
-    that the items can be checked against the data.
+    reading: how `corpora.load_problems` was called, so that the items can be checked against the
+    data; without it nothing was read.
     """
     device, dtype = hardware.choose(subject.precision)
     training = checkpoints.read_card(subject.folder)
@@ -330,7 +329,7 @@ def card(
         "parent": {"path": str(subject.folder)},
         "formats": run_card.formats(),
         "data": data,
-        "sources": sources or {},
+        "sources": file_hashes(reading["source"], split=reading["split"]) if reading else {},
         "reading": reading,
         "decode": decode,
         "code": run_card.code_identity(),

@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import endpoints, evaluation, metrics
+    from domain_tokens import evaluation, metrics
     from domain_tokens.config import GSM8KEvalConfig, load_config
 
     config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
@@ -48,21 +48,13 @@ def main(argv: list[str] | None = None) -> int:
         "subset_seed": config.data.subset_seed,
     }
     loaded = corpora.load_problems(**reading)
-    golds = [answers.gold_text(problem.answer) for problem in loaded.items]
-    for gold in golds:  # before anything is decoded
-        endpoints.distractors(settings.frequent_answers, gold)
+    golds = golds_of(loaded.items, settings.frequent_answers)
     subject = evaluation.load_subject(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
-    card = evaluation.card(
-        args,
-        subject,
-        stage="gsm8k",
-        decode={**settings.model_dump(), "greedy": True},
-        data={"source": config.data.source, "test": loaded.fingerprint},
-        sources=corpora.file_hashes(config.data.source, split=config.data.split),
-        reading=reading,
-    )
+    decode = {**settings.model_dump(), "greedy": True}
+    data = {"source": config.data.source, "test": loaded.fingerprint}
+    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, reading=reading)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
@@ -85,19 +77,29 @@ def main(argv: list[str] | None = None) -> int:
     shown = {
         "condition": args.condition,
         "model_path": args.model_path,
-        **metrics.gsm8k(items, card["decode"]),
+        **metrics.gsm8k(items, decode),
         **metrics.speed(items, seconds),
     }
-    output.finish(
-        items,
-        {"metrics": shown, "examples": items[: metrics.SHOWN], "card": card},
-        more={"rationales": rationales} if rationales else {},
-    )
+    results = {"metrics": shown, "examples": items[: metrics.SHOWN], "card": card}
+    output.finish(items, results, more={"rationales": rationales} if rationales else {})
     print(
         f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
         f"stop rate {shown['stop_rate']:.1%}; results in {output.results}"
     )
     return 0
+
+
+def golds_of(problems: list[corpora.Problem], frequent: list[str]) -> list[str]:
+    """Return the gold answers as the data write them.
+
+    Raises UserError, before anything is decoded, where one has no 16 distractors.
+    """
+    from domain_tokens import endpoints
+
+    golds = [answers.gold_text(problem.answer) for problem in problems]
+    for gold in golds:
+        endpoints.distractors(frequent, gold)
+    return golds
 
 
 def item(
