@@ -26,6 +26,7 @@ from domain_tokens.errors import UserError
 from domain_tokens.generation import GREEDY, Response, Sampling, generate
 from domain_tokens.injection import find_facts, stands_right
 from domain_tokens.prompts import Renderer
+from domain_tokens.sources import file_hashes
 from domain_tokens.vocabulary import FACTS, Layout, layout_of
 
 if TYPE_CHECKING:
@@ -327,13 +328,12 @@ def card(
     stage: str,
     decode: dict[str, Any],
     data: dict,
-    sources: dict[str, str] | None = None,
     reading: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run card of an evaluation, which lives inside its results JSON.
 
-    sources: path and SHA-256 of the data files; reading: how `corpora.load_problems` was called, so
-    that the items can be checked against the data.
+    reading: how `corpora.load_problems` was called, so that the items can be checked against the
+    data; without it nothing was read.
     """
     device, dtype = hardware.choose(subject.precision)
     training = checkpoints.read_card(subject.folder)
@@ -349,7 +349,7 @@ def card(
         "parent": {"path": str(subject.folder)},
         "formats": run_card.formats(),
         "data": data,
-        "sources": sources or {},
+        "sources": file_hashes(reading["source"], split=reading["split"]) if reading else {},
         "reading": reading,
         "decode": decode,
         "code": run_card.code_identity(),

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import answers, corpora, sources
+from domain_tokens import answers, corpora
 from domain_tokens.command_line import COUNT, Parser, add_evaluation_arguments, overrides_of, run
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import endpoints, evaluation, metrics, preflight
+    from domain_tokens import evaluation, metrics, preflight
     from domain_tokens.config import GSM8KEvalConfig, load_config
 
     config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
@@ -48,10 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "subset_seed": config.data.subset_seed,
     }
     loaded = corpora.load_problems(**reading)
-    golds = [gold.text for gold in answers.golds(loaded.items)]  # before a model is loaded
-    answers.refuse_unreadable(settings.frequent_answers, key="evaluation.frequent_answers")
-    for gold in golds:
-        endpoints.distractors(settings.frequent_answers, gold)
+    golds = golds_of(loaded.items, settings.frequent_answers)
     data = {"source": config.data.source, "test": loaded.fingerprint}
     if loaded.dropped:
         data["dropped"] = dict(loaded.dropped)
@@ -60,15 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
     seed = evaluation.rationale_seed(settings, subject.folder)
-    card = evaluation.card(
-        args,
-        subject,
-        stage="gsm8k",
-        decode={**settings.model_dump(), "rationale_seed": seed, "greedy": True},
-        data=data,
-        sources=sources.file_hashes(config.data.source, split=config.data.split),
-        reading=reading,
-    )
+    decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
+    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, reading=reading)
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
@@ -94,19 +84,30 @@ def main(argv: list[str] | None = None) -> int:
     shown = {
         "condition": args.condition,
         "model_path": args.model_path,
-        **metrics.gsm8k(items, card["decode"]),
+        **metrics.gsm8k(items, decode),
         **metrics.speed(items, seconds),
     }
-    output.finish(
-        items,
-        {"metrics": shown, "examples": items[: metrics.SHOWN], "card": card},
-        more={"rationales": rationales} if rationales else {},
-    )
+    results = {"metrics": shown, "examples": items[: metrics.SHOWN], "card": card}
+    output.finish(items, results, more={"rationales": rationales} if rationales else {})
     print(
         f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
         f"stop rate {shown['stop_rate']:.1%}; results in {output.results}"
     )
     return 0
+
+
+def golds_of(problems: list[corpora.Problem], frequent: list[str]) -> list[str]:
+    """Return the gold answers as the data write them.
+
+    Raises UserError, before a model is loaded, where one cannot be read or has no 16 distractors.
+    """
+    from domain_tokens import endpoints
+
+    golds = [gold.text for gold in answers.golds(problems)]
+    answers.refuse_unreadable(frequent, key="evaluation.frequent_answers")
+    for gold in golds:
+        endpoints.distractors(frequent, gold)
+    return golds
 
 
 def item(
