@@ -155,8 +155,9 @@ def refuse_changed(folder: Path, card: dict[str, Any], found: dict[str, str]) ->
         if key in card and card[key] != value:
             file = changed_file(folder, card.get("files") or {})
             raise UserError(
-                f"{folder}: {file or f'the {key}'} is not that of its run card ({key} is "
-                f"{value[:12]}, the card says {str(card[key])[:12]}); restore it or make it again"
+                f"{folder}: {file or f'the {key}'} {'is not that' if file else 'are not those'} of "
+                f"its run card ({key} is {value[:12]}, the card says {str(card[key])[:12]}); "
+                "restore it or make it again"
             )
 
 

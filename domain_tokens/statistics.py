@@ -153,9 +153,11 @@ def matched_floor(
     if not golds or len(predictions) != len(golds):
         raise ValueError(f"{len(predictions)} predictions, {len(golds)} golds; wanted equally many")
     numbers: dict[str, int] = {}
-    wanted = np.array([numbers.setdefault(_canonical(g), len(numbers)) for g in golds])
-    said = [None if p is None else _canonical(p) for p in predictions]
-    got = np.array([-1 if p is None else numbers.get(p, -1) for p in said])
+    said = ["" if p is None else _canonical(p) for p in predictions]
+    # Sorted, so that the order of items does not decide which deals are drawn.
+    pairs = sorted(zip(map(_canonical, golds), said, strict=True))
+    wanted = np.array([numbers.setdefault(gold, len(numbers)) for gold, _ in pairs])
+    got = np.array([numbers.get(prediction, -1) for _, prediction in pairs])
     total, kinds = len(golds), len(numbers)
     frequency = np.bincount(wanted, minlength=kinds)
     floor = float(np.bincount(got[got >= 0], minlength=kinds) @ frequency) / total**2

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.command_line import Parser, run
+from domain_tokens.command_line import Parser, in_repository, run
 
 EXAMPLE = (
     "uv run python scripts/compare_runs.py --baseline-dir outputs/eval_baseline "
@@ -38,7 +38,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="evaluation folders of one condition (A/A), whose noise gives the detectable effects",
     )
     parser.add_argument(
-        "--plan", default=PLAN, metavar="FILE", help=f"the frozen analysis plan (default: {PLAN})"
+        "--plan",
+        default=in_repository(PLAN),
+        metavar="FILE",
+        help=f"the frozen analysis plan (default: {PLAN})",
     )
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     parser.add_argument("--report", metavar="FILE", help="write a page for the browser (HTML)")

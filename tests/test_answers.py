@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain_tokens import metrics
 from domain_tokens.answers import (
     Gold,
     extract_credited,
@@ -222,12 +223,15 @@ def test_frequent_answers_have_to_be_numbers():
 
 
 def test_silence_is_never_right():
-    score = load_script("eval/run_gsm8k.py").score
+    frequent = [str(number) for number in range(1, 20)]
+    golds_of = load_script("eval/run_gsm8k.py").golds_of
     for answer in ("The answer is 4", "#### five"):
-        with pytest.raises(ValueError, match="no gold number"):
-            score(Problem("a", "q", answer), "I do not know")
-    verdict = score(Problem("a", "q", "#### 4"), "I do not know")
-    assert not any(verdict[key] for key in ("correct", "correct_flexible", "correct_credited"))
+        with pytest.raises(UserError, match="no gold number"):
+            golds_of([Problem("a", "q", answer)], frequent)
+    assert golds_of([Problem("a", "q", "#### 4")], frequent) == ["4"]
+    for wanted in ("4", "None"):
+        verdict = metrics.problem_verdicts(wanted, "I do not know")
+        assert not any(verdict[k] for k in ("correct", "correct_flexible", "correct_credited"))
 
 
 def test_fact_token_is_not_read_as_its_digits():

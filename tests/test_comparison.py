@@ -1,14 +1,13 @@
 """The comparison: unequal arms are refused by key, equal ones are counted item by item."""
 
-import hashlib
 import json
 import random
 
 import pytest
 
-from domain_tokens import comparison
+from domain_tokens import comparison, run_card
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import hash_files, sealed, write_json, write_text
+from domain_tokens.run_card import sealed, write_json, write_text
 from tests.conftest import call, edit, rewrite_items, tree
 
 ARMS = ("baseline", "mul_tokens")
@@ -119,6 +118,7 @@ def test_results_of_an_older_version_are_compared_and_it_is_said(demo, capsys):
             del content["card"][key]
         for key in ("model", "files", "results", "seal"):
             del content["card"]["training"][key]
+        content["card"]["training"] = sealed(content["card"]["training"])
         write_json(path, content)
     assert compare(demo) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
@@ -191,7 +191,8 @@ def seeded(demo, arm, seed):
         edit(path, "card.training.seed", seed)
         edit(path, "card.training.parent.weights", f"{arm}-{seed}")
         edit(path, "card.training.ancestors", [])
-        edit(path, "card.weights", f"{arm}-{seed}-last")
+        for key in ("card.weights", "card.training.weights"):
+            edit(path, key, f"{arm}-{seed}-last")
     return folder
 
 
@@ -344,6 +345,7 @@ def test_the_shell_hears_of_both(demo, capsys):
         content = json.loads(path.read_text())
         for key in ("ancestors", "inject"):
             del content["card"]["training"][key]
+        content["card"]["training"] = sealed(content["card"]["training"])
         write_json(path, content)
     assert compare(demo) == 0
     shown = capsys.readouterr().out
@@ -352,18 +354,18 @@ def test_the_shell_hears_of_both(demo, capsys):
 
 
 def shuffled(folder, seed):
-    """Put the lines of a folder's items into another order; hashes of the file follow."""
-    for path in folder.glob("*_items.jsonl"):
-        before = [hashlib.sha256(path.read_bytes()).hexdigest(), hash_files([path])]
-        lines = path.read_text().splitlines(keepends=True)
-        random.Random(seed).shuffle(lines)
-        write_text(path, "".join(lines))
-        after = [hashlib.sha256(path.read_bytes()).hexdigest(), hash_files([path])]
-        results = path.with_name(path.name.replace("items.jsonl", "results.json"))
-        text = results.read_text()
-        for old, new in zip(before, after, strict=True):
-            text = text.replace(old, new)
-        write_text(results, text)
+    """Put the lines of a folder's GSM8K items into another order; what hashes them follows."""
+    items, rationales = (
+        run_card.read_lines(folder / f"gsm8k_{kind}.jsonl") for kind in ("items", "rationales")
+    )
+    random.Random(seed).shuffle(items)
+    place = {item["id"]: number for number, item in enumerate(items)}
+    rationales.sort(key=lambda line: place[line["id"].partition("#")[0]])
+    for kind, lines in (("items", items), ("rationales", rationales)):
+        path = folder / f"gsm8k_{kind}.jsonl"
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    edit(folder / "gsm8k_results.json", "rationales.sha256", run_card.file_digest(path))
+    rewrite_items(folder, lambda number, item: {})
 
 
 @pytest.mark.parametrize("arms", [("baseline",), ("mul_tokens",), ARMS])

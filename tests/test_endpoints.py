@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from domain_tokens import endpoints, evaluation, metrics
-from domain_tokens.corpora import Problem
 from domain_tokens.errors import UserError
 from domain_tokens.generation import Response, Sampling, generate
 from domain_tokens.injection import stands_right
@@ -156,19 +155,6 @@ def test_a_rationale_is_cut_before_its_answer(subject, text, kept, forced):
 )
 def test_a_fact_is_judged_where_it_stands(before, after, right):
     assert stands_right(before, "<MUL_6_9_54>", after) == right
-
-
-def test_a_question_that_is_too_long_is_named(subject):
-    """It was named by its place in an order by hash: 'prompt 1 has 1205 tokens'."""
-    fits = Problem("a", "How many?", "#### 3")
-    long = Problem("b7", "hat " * 300, "#### 3")
-    with pytest.raises(UserError, match=r"item b7 \('hat hat .* its prompt has .* at most 256 in"):
-        evaluation.gsm8k_questions(subject, [fits, long])
-    (question,) = evaluation.gsm8k_questions(subject, [fits])
-    room = 256 - len(question.prompt_ids)
-    evaluation.gsm8k_questions(subject, [fits], max_new_tokens=room)
-    with pytest.raises(UserError, match=r"item a .*--max-new-tokens"):
-        evaluation.gsm8k_questions(subject, [fits], max_new_tokens=room + 1)
 
 
 def test_facts_of_a_response_are_judged_one_by_one(subject):

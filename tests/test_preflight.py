@@ -83,13 +83,15 @@ def test_a_disk_without_room_is_refused_and_one_with_it_is_not(
 
 def test_both_arms_need_the_fact_tokens(tiny_model, tokenizer, tmp_path):
     """A baseline on a base without them was trained to the end, and refused by the evaluation."""
+    tiny_model.config.save_pretrained(tmp_path)
     preflight.fit_to_train(tiny_model, tokenizer, settings(), tmp_path)
     with pytest.raises(UserError, match="45 fact tokens"):
         preflight.fit_to_train(tiny_model, gpt2_tokenizer(), settings(), tmp_path)
     with pytest.raises(UserError, match=r"training\.max_length=256"):
         preflight.fit_to_train(tiny_model, tokenizer, settings(max_length=257), tmp_path)
     tiny_model.resize_token_embeddings(50_257)
-    with pytest.raises(UserError, match="the model has 50,257 rows"):
+    tiny_model.config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the model has 50257 rows"):
         preflight.fit_to_train(tiny_model, tokenizer, settings(), tmp_path)
 
 
@@ -131,6 +133,7 @@ def test_the_longest_rationale_and_its_answer_have_to_fit(tiny_model, tokenizer,
     subject = subject_of(tiny_model, tokenizer, tmp_path)
     renderer = Renderer(tokenizer)
     # The fullest rationale: never `####`, never a line break, and then the marker and ` 1234`.
+    frequent = [str(number) for number in range(1, 20)]
     new, tail = 20, len(renderer.encode("\n####")) + len(renderer.encode(" 1234"))
     rationale = Response(renderer.encode(" b" * new), "length")
     assert len(rationale.token_ids) == new
@@ -139,7 +142,7 @@ def test_the_longest_rationale_and_its_answer_have_to_fit(tiny_model, tokenizer,
         prompts = [question.prompt_ids for question in questions]
 
         def score(prompts=prompts):
-            return endpoints.answer_scores(subject, prompts, ["1234"], [[rationale]], ["7"])
+            return endpoints.answer_scores(subject, prompts, ["1234"], [[rationale]], frequent)
 
         if fits:
             preflight.questions_fit(subject, questions, new, answers={"1234", "7"})

@@ -217,7 +217,7 @@ def test_an_evaluation_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
         words += ["--condition", "baseline", "--max-new-tokens", 2]
         return call("eval/run_arithmetic_probes.py", *words, *more)
 
-    def dying(self, items, results):
+    def dying(self, items, results, **more):
         raise KilledError
 
     with monkeypatch.context() as patch:

@@ -1,12 +1,11 @@
 """Every script explains itself; bad input exits 2 with one line and leaves everything as it was."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT, call, load_script, tree
+from tests.conftest import ROOT, call, edit, load_script, tree
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -57,6 +56,8 @@ def arguments(script, demo, **changes):
         given, more = {"--model-path": demo / "sft_gsm8k_baseline", "--question": "6 times 9?"}, {}
     if script == "scripts/check_checkpoint.py":
         given, more = {str(demo / "hf_baseline"): ""}, {}
+    if script == "scripts/show_runs.py":
+        given, more = {str(demo): ""}, {}
     if script == "scripts/hub.py":
         given, more = {"pull": "name/repository", str(demo / "new"): ""}, {}
     given |= changes
@@ -91,6 +92,8 @@ def test_an_unknown_flag_names_the_nearest_one(script, demo, capsys):
         flag = "--hlep"
     if script == "sample/text_completion.py":
         flag = "--num-sample"
+    if script == "scripts/show_runs.py":
+        flag = "--jsn"
     if script == "scripts/hub.py":
         flag = "--privat"
     line = refuse(capsys, demo, script, *arguments(script, demo), flag, "x")
@@ -185,14 +188,12 @@ def test_a_parent_whose_weights_are_not_its_cards_is_refused(script, demo, capsy
     """A checkpoint overwritten by hand kept the card of the run before it."""
     words = arguments(script, demo)
     card = demo / words[words.index("--model-path") + 1] / "run_card.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"weights": "0" * 64}))
-    assert "not those of its run card" in refuse(capsys, demo, script, *words)
+    edit(card, "weights", "0" * 64)
+    assert "the weights are not those of its run card" in refuse(capsys, demo, script, *words)
 
 
 def test_a_parent_of_another_prompt_format_is_refused(demo, capsys):
-    card = demo / "sft_tulu_baseline" / "run_card.json"
-    content = json.loads(card.read_text())
-    card.write_text(json.dumps(content | {"formats": content["formats"] | {"prompt": "0"}}))
+    edit(demo / "sft_tulu_baseline" / "run_card.json", "formats.prompt", "0")
     script = "sft/sft_gsm8k.py"
     assert "prompt format 0" in refuse(capsys, demo, script, *arguments(script, demo))
 
