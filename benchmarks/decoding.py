@@ -14,8 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import hardware, run_card
-from domain_tokens.command_line import Parser, run
+from domain_tokens.runs import (
+    Parser,
+    choose_device,
+    code_identity,
+    peak_memory_bytes,
+    run_environment,
+    run_script,
+    write_json,
+)
 
 EXAMPLE = (
     "uv run --group bench python benchmarks/decoding.py --model-path outputs/hf_smollm2 "
@@ -27,20 +34,21 @@ PEERS = {
     "hf32": "transformers generate, batch 32, prompts sorted by length",
     "lm-eval": "lm-evaluation-harness, hf backend, batch 16, text in and out",
     "continuous": "transformers generate_batch (continuous batching), pages of 32 tokens on a CPU",
-    "ours": "domain_tokens.generation",
+    "ours": "domain_tokens.inference.decoder",
 }
 
 
 def prepare(args: argparse.Namespace) -> tuple[Any, int, list[list[int]]]:
     """Load the model and render the questions."""
-    from domain_tokens import checkpoints, corpora
+    from domain_tokens.checkpoints import load_model, load_tokenizer
+    from domain_tokens.data import load_problems
     from domain_tokens.prompts import Renderer
 
-    device, dtype = hardware.choose("auto")
+    device, dtype = choose_device("auto")
     folder = Path(args.model_path)
-    model = checkpoints.load_model(folder, dtype=dtype).to(device).eval()
-    renderer = Renderer(checkpoints.load_tokenizer(folder))
-    problems = corpora.load_problems(
+    model = load_model(folder, dtype=dtype).to(device).eval()
+    renderer = Renderer(load_tokenizer(folder))
+    problems = load_problems(
         args.data, split="test", limit=args.questions, subset_seed=42, key="--data"
     ).items
     return model, renderer.eos, [renderer.prompt([("user", p.question)]) for p in problems]
@@ -126,7 +134,7 @@ def ours(slots: int) -> Callable[..., list[list[int]]]:
     """Return the project's decoder with a number of slots."""
 
     def decode(model: Any, eos: int, prompts: list[list[int]], new: int) -> list[list[int]]:
-        from domain_tokens.generation import generate
+        from domain_tokens.inference import generate
 
         responses = generate(model, prompts, eos_id=eos, max_new_tokens=new, batch_size=slots)
         return [response.token_ids for response in responses]
@@ -136,15 +144,16 @@ def ours(slots: int) -> Callable[..., list[list[int]]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Decode with one peer in this process, after a short warm-up."""
-    from domain_tokens import checkpoints, prepacked
+    from domain_tokens.checkpoints import quiet_transformers
+    from domain_tokens.inference import prepack_
 
-    checkpoints.quiet()
+    quiet_transformers()
     model, eos, prompts = prepare(args)
     peers = {"hf1": hf(1), "hf16": hf(16), "hf32": hf(32), "continuous": continuous}
     peers["lm-eval"] = lm_eval(Path(args.model_path))
     decode = peers.get(args.peer) or ours(args.slots)
     if args.peer == "ours":
-        prepacked.for_good(model)  # as the evaluations load it
+        prepack_(model)  # as the evaluations load it
     decode(model, eos, prompts[:2], 4)
     start = time.perf_counter()
     responses = decode(model, eos, prompts, args.max_new_tokens)
@@ -155,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "peak_memory_bytes": hardware.peak_memory_bytes(hardware.choose("auto")[0]),
+        "peak_memory_bytes": peak_memory_bytes(choose_device("auto")[0]),
     }
 
 
@@ -218,15 +227,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(table(found))
     if args.output_path:
-        device, dtype = hardware.choose("auto")
+        device, dtype = choose_device("auto")
         about = {
-            "environment": run_card.environment(device, str(dtype).removeprefix("torch.")),
-            "code": run_card.code_identity(),
+            "environment": run_environment(device, str(dtype).removeprefix("torch.")),
+            "code": code_identity(),
         }
         kept = {p: [{**r, "responses": None} for r in rows] for p, rows in found.items()}
-        run_card.write_json(Path(args.output_path), {"found": kept, "peers": PEERS, **about})
+        write_json(Path(args.output_path), {"found": kept, "peers": PEERS, **about})
     return 0 if set(args.peers) == set(found) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

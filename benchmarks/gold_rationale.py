@@ -11,9 +11,9 @@ import re
 import sys
 from pathlib import Path
 
-from domain_tokens import corpora, run_card
 from domain_tokens.answers import gold_text
-from domain_tokens.command_line import Parser, run
+from domain_tokens.data import load_problems
+from domain_tokens.runs import Parser, code_identity, run_script, write_json
 
 EXAMPLE = (
     "uv run python benchmarks/gold_rationale.py --model-path outputs/hf_smollm2 "
@@ -42,19 +42,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-samples", type=int, default=200, metavar="N")
     parser.add_argument("--output-path", metavar="FILE", help="write the figures here as JSON")
     args = parser.parse_args(argv)
-    from domain_tokens import endpoints, evaluation
+    from domain_tokens.evaluation import (
+        gold_rationale_log_probs,
+        gsm8k_questions,
+        load_for_evaluation,
+    )
 
-    subject = evaluation.load_subject(Path(args.model_path), condition="baseline", precision="fp32")
-    problems = corpora.load_problems(
+    subject = load_for_evaluation(Path(args.model_path), condition="baseline", precision="fp32")
+    problems = load_problems(
         args.data, split="test", limit=args.max_samples, subset_seed=42, key="--data"
     ).items
     chooser = random.Random(42)
     pairs = [(p, wrong) for p in problems if (wrong := spoiled(p.answer, chooser)) is not None]
-    prompts = [q.prompt_ids for q in evaluation.gsm8k_questions(subject, [p for p, _ in pairs])]
-    gold = endpoints.gold_rationale_log_probs(subject, prompts, [p.answer for p, _ in pairs])
-    wrong = endpoints.gold_rationale_log_probs(subject, prompts, [w for _, w in pairs])
+    prompts = [q.prompt_ids for q in gsm8k_questions(subject, [p for p, _ in pairs])]
+    gold = gold_rationale_log_probs(subject, prompts, [p.answer for p, _ in pairs])
+    wrong = gold_rationale_log_probs(subject, prompts, [w for _, w in pairs])
     torn = [f"{w.rpartition('####')[0]}#### {gold_text(p.answer)}" for p, w in pairs]
-    right = endpoints.gold_rationale_log_probs(subject, prompts, torn)
+    right = gold_rationale_log_probs(subject, prompts, torn)
 
     def mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
@@ -68,15 +72,15 @@ def main(argv: list[str] | None = None) -> int:
         "share_where_wrong_beats_gold_given_spoiled_rationale": mean(
             [float(w > r) for r, w in zip(right, wrong, strict=True)]
         ),
-        "code": run_card.code_identity(),
+        "code": code_identity(),
     }
     for name, value in report.items():
         if name != "code":
             print(f"{name}: {value:.4g}")
     if args.output_path:
-        run_card.write_json(Path(args.output_path), report)
+        write_json(Path(args.output_path), report)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from domain_tokens.command_line import Parser, run
+from domain_tokens.runs import Parser, run_script
 
 EXAMPLE = "uv run python benchmarks/injection_oracle.py --texts 50000 --seed 1"
 SHOWN = 20  # changed values
@@ -28,4 +28,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

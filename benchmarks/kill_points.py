@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from domain_tokens import run_card
 from domain_tokens.checkpoints import weights_hash
-from domain_tokens.command_line import Parser, run
 from domain_tokens.errors import UserError
+from domain_tokens.runs import Parser, hash_files, run_script
 
 EXAMPLE = "uv run python benchmarks/kill_points.py --demo-dir outputs/demo --kills 20"
 
@@ -44,7 +43,7 @@ def evaluation_command(demo: Path, folder: Path) -> list[str]:
 def outcome(folder: Path) -> str:
     """Return what must be bitwise the same: the weights, or the file of items."""
     items = folder / "gsm8k_items.jsonl"
-    return run_card.hash_files([items]) if items.exists() else weights_hash(folder)
+    return hash_files([items]) if items.exists() else weights_hash(folder)
 
 
 def finish(command: list[str]) -> float:
@@ -106,4 +105,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

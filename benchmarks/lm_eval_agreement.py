@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import answers, checkpoints, corpora, run_card
-from domain_tokens.command_line import Parser, run
+from domain_tokens.answers import extract_flexible, extract_strict
+from domain_tokens.checkpoints import load_model, load_tokenizer, verify_folder
+from domain_tokens.data import Problem, load_problems
+from domain_tokens.runs import Parser, code_identity, run_script, write_json, write_text
 
 if TYPE_CHECKING:
-    from domain_tokens.evaluation import Subject
+    from domain_tokens.evaluation import LoadedCheckpoint
 
 EXAMPLE = (
     "uv run --group bench python benchmarks/lm_eval_agreement.py --model-path outputs/hf_smollm2 "
@@ -19,7 +21,7 @@ TASK = Path("eval/lm_eval/gsm8k_user_assistant.yaml")
 FILTERS = {"strict-match": "strict", "flexible-extract": "flexible"}
 
 
-def theirs(subject: "Subject", data: Path, *, batch_size: int) -> list[dict[str, Any]]:
+def theirs(subject: "LoadedCheckpoint", data: Path, *, batch_size: int) -> list[dict[str, Any]]:
     """Return response and verdicts per row of a JSONL file, by lm-evaluation-harness."""
     import yaml
     from lm_eval import simple_evaluate
@@ -46,13 +48,13 @@ def theirs(subject: "Subject", data: Path, *, batch_size: int) -> list[dict[str,
 
 
 def ours(
-    subject: "Subject", problems: list[corpora.Problem], *, batch_size: int
+    subject: "LoadedCheckpoint", problems: list[Problem], *, batch_size: int
 ) -> list[dict[str, Any]]:
     """Return response and verdicts per problem, as eval/run_gsm8k.py gives them."""
-    from domain_tokens import evaluation
-    from domain_tokens.generation import generate
+    from domain_tokens.evaluation import gsm8k_questions, response_text
+    from domain_tokens.inference import generate
 
-    questions = evaluation.gsm8k_questions(subject, problems)
+    questions = gsm8k_questions(subject, problems)
     responses = generate(
         subject.model,
         [question.prompt_ids for question in questions],
@@ -62,9 +64,9 @@ def ours(
     )
     rows = []
     for problem, response in zip(problems, responses, strict=True):
-        text = evaluation.text(subject, response)
-        gold = answers.extract_strict(problem.answer)
-        read = {"strict": answers.extract_strict(text), "flexible": answers.extract_flexible(text)}
+        text = response_text(subject, response)
+        gold = extract_strict(problem.answer)
+        read = {"strict": extract_strict(text), "flexible": extract_flexible(text)}
         verdicts = {name: value == gold for name, value in read.items()}
         rows.append(
             {"response": text, **verdicts, **{f"{n}_read": str(v) for n, v in read.items()}}
@@ -106,20 +108,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     import torch
 
-    from domain_tokens import evaluation
+    from domain_tokens.evaluation import LoadedCheckpoint
     from domain_tokens.vocabulary import layout_of
 
     folder = Path(args.model_path)
-    checkpoints.verify_folder(folder)
-    tokenizer = checkpoints.load_tokenizer(folder)
-    model = checkpoints.load_model(folder, dtype=torch.float32).eval()
-    subject = evaluation.Subject(folder, model, tokenizer, layout_of(tokenizer), "fp32")
-    loaded = corpora.load_problems(
+    verify_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, dtype=torch.float32).eval()
+    subject = LoadedCheckpoint(folder, model, tokenizer, layout_of(tokenizer), "fp32")
+    loaded = load_problems(
         args.data, split="test", limit=args.max_samples, subset_seed=42, key="--data"
     )
     subset = Path(args.output_path or "agreement.json").with_suffix(".questions.jsonl")
     rows = [{"question": p.question, "answer": p.answer} for p in loaded.items]
-    run_card.write_text(subset, "".join(f"{json.dumps(row)}\n" for row in rows))
+    write_text(subset, "".join(f"{json.dumps(row)}\n" for row in rows))
     try:
         other = theirs(subject, subset, batch_size=args.batch_size)
     finally:
@@ -132,10 +134,10 @@ def main(argv: list[str] | None = None) -> int:
     for row in report["differing"]:
         print(f"{row['id']} {row['what']}: ours {row['ours']!r}, theirs {row['theirs']!r}")
     if args.output_path:
-        code = run_card.code_identity()
-        run_card.write_json(Path(args.output_path), {**report, "code": code})
+        code = code_identity()
+        write_json(Path(args.output_path), {**report, "code": code})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import run_card
-from domain_tokens.command_line import Parser, run
+from domain_tokens.runs import Parser, code_identity, run_environment, run_script, write_json
 
 EXAMPLE = (
     "uv run python benchmarks/preparation.py --model-path outputs/hf_mul_tokens_10b "
@@ -41,33 +40,38 @@ def enlarge(data: Path, count: int, folder: Path) -> Path:
 
 def ours(args: argparse.Namespace, file: Path) -> int:
     """Prepare as sft_tulu.py does; return the number of examples."""
-    from domain_tokens import checkpoints, corpora, preparation, sources
+    from domain_tokens.checkpoints import load_tokenizer
+    from domain_tokens.data import (
+        StageData,
+        load_conversations,
+        load_problems,
+        prepare_examples,
+        source_identity,
+    )
     from domain_tokens.prompts import Renderer
 
-    def load() -> preparation.StageData:
-        loaded = corpora.load_conversations(str(file), split="train", limit=None, subset_seed=42)
-        test = corpora.load_problems(args.test, split="test", limit=None, subset_seed=42)
+    def load() -> StageData:
+        loaded = load_conversations(str(file), split="train", limit=None, subset_seed=42)
+        test = load_problems(args.test, split="test", limit=None, subset_seed=42)
         questions = [problem.question for problem in test.items]
         fingerprint = {"train": loaded.fingerprint}
-        return preparation.StageData(
-            loaded.items, [], "validation", fingerprint, test_questions=questions
-        )
+        return StageData(loaded.items, [], "validation", fingerprint, test_questions=questions)
 
-    renderer = Renderer(checkpoints.load_tokenizer(Path(args.model_path)), inject=True)
-    identity = sources.source_identity(str(file), split="train")
-    found = preparation.prepare(load, renderer, max_length=MAX_LENGTH, identity=identity)
+    renderer = Renderer(load_tokenizer(Path(args.model_path)), inject=True)
+    identity = source_identity(str(file), split="train")
+    found = prepare_examples(load, renderer, max_length=MAX_LENGTH, identity=identity)
     return len(found.train)
 
 
 def decontaminate(args: argparse.Namespace, file: Path) -> int:
     """Look every row up in the index of test questions; return the number of rows."""
-    from domain_tokens import corpora, decontamination
+    from domain_tokens.data import Decontaminator, find_repeat, load_conversations, load_problems
 
-    rows = corpora.load_conversations(str(file), split="train", limit=None, subset_seed=42).items
-    test = corpora.load_problems(args.test, split="test", limit=None, subset_seed=42)
+    rows = load_conversations(str(file), split="train", limit=None, subset_seed=42).items
+    test = load_problems(args.test, split="test", limit=None, subset_seed=42)
     start = time.perf_counter()
-    finder = decontamination.Decontaminator([problem.question for problem in test.items])
-    found = sum(decontamination.find_repeat(finder, row) is not None for row in rows)
+    finder = Decontaminator([problem.question for problem in test.items])
+    found = sum(find_repeat(finder, row) is not None for row in rows)
     seconds = time.perf_counter() - start
     print(f"{len(rows)} rows × {len(test.items)} questions: {seconds:.1f} s, {found} repeats")
     return len(rows)
@@ -153,10 +157,10 @@ def main(argv: list[str] | None = None) -> int:
                     flush=True,
                 )
     if args.output_path:
-        about = {"environment": run_card.environment("cpu", "-"), "code": run_card.code_identity()}
-        run_card.write_json(Path(args.output_path), {"found": found, **about})
+        about = {"environment": run_environment("cpu", "-"), "code": code_identity()}
+        write_json(Path(args.output_path), {"found": found, **about})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

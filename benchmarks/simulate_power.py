@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from domain_tokens import run_card, statistics
-from domain_tokens.command_line import Parser, run
+from domain_tokens.comparison import (
+    Aim,
+    ItemNoise,
+    RunNoise,
+    detectable_effect,
+    item_noise,
+    run_noise,
+    seeds_needed,
+)
+from domain_tokens.runs import Parser, code_identity, run_script, write_json
+from domain_tokens.statistics import crossed_contrast, crossed_t, holm, holm_levels, run_means_t
 
 EXAMPLE = "uv run python benchmarks/simulate_power.py --studies 2000 --output-path power.json"
 ITEM_ARM_SD = (0.0, 0.05, 0.1, 0.2)
@@ -20,7 +29,7 @@ RUN_SD = (0.0, 0.02)  # of a run's mean, one arm
 REST_SD = 0.15  # item × run, one arm: K = 16 samples of a probability of 0.6 vary by 0.12
 PILOT_RUNS = 10
 ALPHA, POWER = 0.05, 0.8
-AIM = statistics.Aim(ALPHA, POWER, comparisons=2)
+AIM = Aim(ALPHA, POWER, comparisons=2)
 MOST_SEEDS = 60  # where more were needed, the margin is not tried
 
 
@@ -40,7 +49,7 @@ def study(
 
 def called(arms: np.ndarray, effect: float) -> bool:
     """Return whether a planted effect passes Holm's first step, at α over two primaries."""
-    p = statistics.crossed_t(arms[1] - arms[0] + effect).p()
+    p = crossed_t(arms[1] - arms[0] + effect).p()
     return p is not None and p < ALPHA / 2
 
 
@@ -56,17 +65,17 @@ def power_cell(
     hits: dict[str, list[bool]] = {"piloted": [], "alone": [], "without": [], "margin": []}
     run_sd, expected = noise["run_sd"], _expected(items, **noise)
     for _ in range(studies):
-        pilot = statistics.run_noise([runs(rng, PILOT_RUNS, items, run_sd=run_sd)])
+        pilot = run_noise([runs(rng, PILOT_RUNS, items, run_sd=run_sd)])
         earlier, arms = (study(rng, seeds, items, **noise) for _ in range(2))
-        item = [statistics.item_noise(a[1] - a[0]) for a in (earlier, arms)]
+        item = [item_noise(a[1] - a[0]) for a in (earlier, arms)]
         for name, error in (
             ("piloted", pilot.difference(seeds, item[1])),
-            ("alone", statistics.run_noise(list(earlier)).difference(seeds, item[0])),
+            ("alone", run_noise(list(earlier)).difference(seeds, item[0])),
             ("without", pilot.difference(seeds)),
         ):
-            hits[name].append(called(arms, statistics.detectable_effect(error, AIM)))
+            hits[name].append(called(arms, detectable_effect(error, AIM)))
         if seeds == 5:
-            needed = statistics.seeds_needed(pilot, expected, AIM, items=item[0], most=MOST_SEEDS)
+            needed = seeds_needed(pilot, expected, AIM, items=item[0], most=MOST_SEEDS)
             if needed is not None:
                 hits["margin"].append(called(study(rng, needed, items, **noise), expected))
     return {name: float(np.mean(found)) for name, found in hits.items() if found}
@@ -74,9 +83,9 @@ def power_cell(
 
 def _expected(items: int, *, run_sd: float, item_arm_sd: float) -> float:
     """Return what five seeds detect where the noise is known."""
-    known = statistics.RunNoise(run_sd**2 + REST_SD**2 / items, 1e9)
-    item = statistics.ItemNoise(item_arm_sd**2 / items, 2 * REST_SD**2 / items, items)
-    return statistics.detectable_effect(known.difference(5, item), AIM)
+    known = RunNoise(run_sd**2 + REST_SD**2 / items, 1e9)
+    item = ItemNoise(item_arm_sd**2 / items, 2 * REST_SD**2 / items, items)
+    return detectable_effect(known.difference(5, item), AIM)
 
 
 def power(studies: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -102,8 +111,8 @@ def interaction(studies: int, seed: int) -> Iterator[dict[str, Any]]:
             arms = study(rng, seeds, len(mask), run_sd=0.02, item_arm_sd=item_arm_sd)
             d = arms[1] - arms[0]
             means = d[:, mask].mean(axis=1) - d[:, ~mask].mean(axis=1)
-            hits.append((statistics.crossed_contrast(d, mask).p() or 0) < ALPHA)
-            census.append((statistics.run_means_t(means).p() or 0) < ALPHA)
+            hits.append((crossed_contrast(d, mask).p() or 0) < ALPHA)
+            census.append((run_means_t(means).p() or 0) < ALPHA)
         row = {"item_arm_sd": item_arm_sd, "seeds": seeds, "chosen": chosen}
         yield row | {"rejects": float(np.mean(hits)), "census": float(np.mean(census))}
 
@@ -117,9 +126,9 @@ def family(studies: int, seed: int) -> Iterator[dict[str, Any]]:
         for _ in range(studies):
             means = rng.normal(0, 1, (2, 5))
             means[0] += effect / 5**0.5
-            found = [statistics.run_means_t(m) for m in means]
+            found = [run_means_t(m) for m in means]
             p = [estimate.p() or 0.0 for estimate in found]
-            levels, adjusted = statistics.holm_levels(p, ALPHA), statistics.holm(p)
+            levels, adjusted = holm_levels(p, ALPHA), holm(p)
             claims = [a < ALPHA for a in adjusted]
             for estimate, level, claim in zip(found, levels, claims, strict=True):
                 low, high = estimate.interval(1 - level) or (0, 0)
@@ -162,10 +171,10 @@ def main(argv: list[str] | None = None) -> int:
     for name, rows in made.items():
         print(f"\n{name}\n\n{table(rows, shares)}")
     if args.output_path:
-        made["code"] = run_card.code_identity()
-        run_card.write_json(Path(args.output_path), made)
+        made["code"] = code_identity()
+        write_json(Path(args.output_path), made)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from domain_tokens import analysis, comparison, run_card, statistics
-from domain_tokens.command_line import Parser, run
+from domain_tokens.comparison import ENDPOINTS, load_pilot, value_matrix
+from domain_tokens.runs import Parser, code_identity, run_script, write_json
+from domain_tokens.statistics import crossed_t, mcnemar_exact, permutation_of_runs, run_means_t
 
 EXAMPLE = "uv run python benchmarks/simulate_verdicts.py --studies 2000 --output-path sim.json"
 SEEDS = (1, 3, 5, 10)
@@ -112,16 +113,16 @@ def null_cell(
         d = values[1] - values[0]
         if set(np.unique(values)) <= {0.0, 1.0}:
             b, c = int((d[0] < 0).sum()), int((d[0] > 0).sum())
-            hits.setdefault("mcnemar", []).append(statistics.mcnemar_exact(b, c) < LEVEL)
+            hits.setdefault("mcnemar", []).append(mcnemar_exact(b, c) < LEVEL)
         if seeds == 1:
             continue
-        found = statistics.run_means_t(d.mean(axis=1)) if census else statistics.crossed_t(d)
+        found = run_means_t(d.mean(axis=1)) if census else crossed_t(d)
         p, interval = found.p(), found.interval(1 - LEVEL)
         hits.setdefault("t", []).append(p is not None and p < LEVEL)
         hits.setdefault("covered", []).append(
             interval is None or interval[0] <= 0 <= interval[1]  # None: nothing is claimed
         )
-        p = statistics.permutation_of_runs(d.mean(axis=1))
+        p = permutation_of_runs(d.mean(axis=1))
         hits.setdefault("permutation", []).append(p < LEVEL)
     return {name: float(np.mean(found)) for name, found in hits.items()}
 
@@ -165,11 +166,11 @@ def real_models(folders: list[str]) -> dict[str, tuple[Generator, bool, Sequence
     """Return the A/A models of real runs: as many seeds as two arms can have of them."""
     if not folders:
         return {}
-    runs = comparison.load_pilot([Path(folder) for folder in folders])
+    runs = load_pilot([Path(folder) for folder in folders])
     sizes = [s for s in SEEDS if s > 1 and 2 * s <= len(runs)]
     models = {}
-    for endpoint in analysis.ENDPOINTS[:2]:
-        values = analysis.matrix(runs, endpoint)
+    for endpoint in ENDPOINTS[:2]:
+        values = value_matrix(runs, endpoint)
         if values is not None:
             make = partial(resampled, runs=values)
             models[f"(e) real A/A, {endpoint.name}"] = (make, endpoint.census, sizes)
@@ -193,10 +194,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = simulate(models, args.studies, args.seed)
     print(table(rows, args.studies))
     if args.output_path:
-        code = run_card.code_identity()
-        run_card.write_json(Path(args.output_path), {"rows": rows, "code": code})
+        code = code_identity()
+        write_json(Path(args.output_path), {"rows": rows, "code": code})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

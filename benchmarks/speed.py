@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from domain_tokens.command_line import Parser, run
+from domain_tokens.runs import Parser, run_script
 
 EXAMPLE = (
     "uv run --group bench python benchmarks/speed.py --model-path outputs/hf_baseline_10b "
@@ -51,4 +51,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

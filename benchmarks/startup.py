@@ -10,8 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from domain_tokens import run_card
-from domain_tokens.command_line import Parser, run
+from domain_tokens.runs import Parser, code_identity, run_environment, run_script, write_json
 
 EXAMPLE = "uv run python benchmarks/startup.py --repeats 5"
 FOLDERS = ("sft", "eval", "sample", "scripts", "benchmarks")
@@ -54,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"| {what} | {statistics.median(taken):.2f} | {max(taken):.2f} |")
     if args.output_path:
         about = {
-            "environment": run_card.environment("cpu", "float32"),
-            "code": run_card.code_identity(),
+            "environment": run_environment("cpu", "float32"),
+            "code": code_identity(),
         }
-        run_card.write_json(Path(args.output_path), {"found": found, **about})
+        write_json(Path(args.output_path), {"found": found, **about})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

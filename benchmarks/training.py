@@ -16,9 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import hardware, run_card
-from domain_tokens.command_line import Parser, run
 from domain_tokens.errors import UserError
+from domain_tokens.runs import (
+    Parser,
+    choose_device,
+    code_identity,
+    peak_flops,
+    peak_memory_bytes,
+    run_environment,
+    run_script,
+    write_json,
+)
 
 EXAMPLE = (
     "uv run --group bench python benchmarks/training.py --model-path outputs/hf_baseline_10b "
@@ -37,19 +45,19 @@ def prepare(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     """Load the model in fp32 and render the rows."""
     import torch
 
-    from domain_tokens import checkpoints, corpora
-    from domain_tokens.examples import problem_messages
+    from domain_tokens.checkpoints import load_model, load_tokenizer
+    from domain_tokens.data import load_conversations, load_problems, problem_messages
     from domain_tokens.prompts import Renderer
 
     folder = Path(args.model_path)
-    model = checkpoints.load_model(folder, dtype=torch.float32)
-    renderer = Renderer(checkpoints.load_tokenizer(folder))
+    model = load_model(folder, dtype=torch.float32)
+    renderer = Renderer(load_tokenizer(folder))
     options: dict[str, Any] = {"split": "train", "limit": args.rows, "subset_seed": 42}
     try:
-        problems = corpora.load_problems(args.data, key="--data", **options).items
+        problems = load_problems(args.data, key="--data", **options).items
         pairs = [(p.id, problem_messages(p)) for p in problems]
     except UserError:  # chat rows have messages instead of question and answer
-        rows = corpora.load_conversations(args.data, key="--data", **options).items
+        rows = load_conversations(args.data, key="--data", **options).items
         pairs = [(row.id, row.messages) for row in rows]
     examples = [renderer.example(i, m, max_length=args.max_length) for i, m in pairs]
     return model, [e for e in examples if not isinstance(e, str)]
@@ -59,7 +67,7 @@ def train_seed(model: Any, examples: list[Any], args: argparse.Namespace) -> flo
     """The recipe of the lab note; returns the seconds of the second pass."""
     import torch
 
-    device, dtype = hardware.choose("auto")
+    device, dtype = choose_device("auto")
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
     batches = []
@@ -106,7 +114,7 @@ def second_epoch() -> Any:
 
 def trainer_arguments(folder: str) -> dict[str, Any]:
     """Return the settings that both Trainer peers share."""
-    device, _ = hardware.choose("auto")
+    device, _ = choose_device("auto")
     return {
         "output_dir": folder,
         "num_train_epochs": 2,
@@ -192,8 +200,8 @@ def train_trl(model: Any, examples: list[Any], args: argparse.Namespace) -> floa
 
 def train_ours(model: Any, examples: list[Any], args: argparse.Namespace) -> float:
     """The project's own run: two epochs, one optimizer step each."""
-    from domain_tokens import training
-    from domain_tokens.config import SFTConfig, load_config
+    from domain_tokens.runs import SFTConfig, load_config
+    from domain_tokens.training import plan_steps, train
 
     overrides = [
         f"training.max_length={args.max_length}",
@@ -204,9 +212,9 @@ def train_ours(model: Any, examples: list[Any], args: argparse.Namespace) -> flo
         *args.overrides,
     ]
     settings = load_config(SFTConfig, "sft/configs/gsm8k.yaml", overrides).training
-    plan = training.make_plan(examples, settings)
+    plan = plan_steps(examples, settings)
     with tempfile.TemporaryDirectory() as folder:
-        training.train(model, examples, plan, settings, Path(folder))
+        train(model, examples, plan, settings, Path(folder))
         lines = (Path(folder) / "train_log.jsonl").read_text().split("\n")
     ends = [json.loads(line)["seconds"] for line in lines if line]
     half = len(ends) // 2
@@ -223,20 +231,21 @@ TRAIN: dict[str, Callable[[Any, list[Any], argparse.Namespace], float]] = {
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train with one peer in this process."""
-    from domain_tokens import checkpoints, training
-    from domain_tokens.config import SFTConfig, load_config
+    from domain_tokens.checkpoints import quiet_transformers
+    from domain_tokens.runs import SFTConfig, load_config
+    from domain_tokens.training import plan_steps, training_flops
 
-    checkpoints.quiet()
-    device, dtype = hardware.choose("auto")
-    peak = hardware.peak_flops(device, dtype)
+    quiet_transformers()
+    device, dtype = choose_device("auto")
+    peak = peak_flops(device, dtype)
     model, examples = prepare(args)
     settings = load_config(
         SFTConfig, "sft/configs/gsm8k.yaml", ["training.num_epochs=1", "training.max_length=1024"]
     ).training
-    plan = training.make_plan(examples, settings)
-    flops = training.training_flops(model, examples, plan)
+    plan = plan_steps(examples, settings)
+    flops = training_flops(model, examples, plan)
     seconds = TRAIN[args.peer](model, examples, args)
-    after = hardware.peak_flops(device, dtype)
+    after = peak_flops(device, dtype)
     top = max(peak, after) if peak and after else None
     return {
         "tokens": sum(plan.tokens),
@@ -244,7 +253,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": sum(plan.tokens) / seconds,
         "peak_flops": top,
         "utilisation": flops / seconds / top if top else None,
-        "peak_memory_bytes": hardware.peak_memory_bytes(device),
+        "peak_memory_bytes": peak_memory_bytes(device),
     }
 
 
@@ -303,15 +312,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{peer}: {found[peer][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
     print(table(found))
     if args.output_path:
-        about = {"environment": run_card.environment(*_device()), "code": run_card.code_identity()}
-        run_card.write_json(Path(args.output_path), {"found": found, "peers": PEERS, **about})
+        about = {"environment": run_environment(*_device()), "code": code_identity()}
+        write_json(Path(args.output_path), {"found": found, "peers": PEERS, **about})
     return 0
 
 
 def _device() -> tuple[str, str]:
-    device, dtype = hardware.choose("auto")
+    device, dtype = choose_device("auto")
     return device, str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -10,14 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from domain_tokens.errors import UserError
 from domain_tokens.injection import inject
 from domain_tokens.vocabulary import FACTS
-
-if TYPE_CHECKING:
-    from domain_tokens.corpora import Problem
 
 ANSWERS_VERSION = "2"
 
@@ -106,18 +102,6 @@ def gold(solution: str) -> Gold:
 def gold_text(solution: str) -> str:
     """Return the text of a solution's answer, thousands separators included; raise as gold does."""
     return gold(solution).text
-
-
-def golds(problems: Sequence[Problem]) -> list[Gold]:
-    """Return the answers of all problems; raises UserError that names the first bad one."""
-    found = []
-    for problem in problems:
-        try:
-            found.append(gold(problem.answer))
-        except ValueError as error:
-            question = " ".join(problem.question.split())
-            raise UserError(f"item {problem.id} ({question[:60]!r}): {error}") from None
-    return found
 
 
 def refuse_unreadable(numbers: Sequence[str], *, key: str) -> None:

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.command_line import SEED, Parser, add_evaluation_arguments, overrides_of, run
-from domain_tokens.probes import probes
+from domain_tokens.evaluation import probes
+from domain_tokens.runs import SEED, Parser, add_evaluation_arguments, overrides_of, run_script
 
 EXAMPLE = (
     "uv run python eval/run_arithmetic_probes.py --model-path outputs/sft_gsm8k_baseline "
@@ -33,27 +33,43 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import endpoints, evaluation, metrics, preflight
-    from domain_tokens.config import ProbeEvalConfig, load_config
+    from domain_tokens.evaluation import (
+        Answers,
+        answer_questions,
+        arithmetic_metrics,
+        decoding_speed,
+        evaluation_card,
+        evaluation_identity,
+        facts_with_product,
+        item_of,
+        load_for_evaluation,
+        probe_questions,
+        probe_verdicts,
+        probes_fingerprint,
+        refuse_broken_weights,
+        refuse_long_questions,
+        table_scores,
+    )
+    from domain_tokens.runs import ProbeEvalConfig, load_config
 
     config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
     settings = config.evaluation
-    subject = evaluation.load_subject(
+    subject = load_for_evaluation(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
     chosen = list(probes(settings))
-    data = {"probes": evaluation.fingerprint(chosen)}
+    data = {"probes": probes_fingerprint(chosen)}
     decode = {**settings.model_dump(), "greedy": True}
-    card = evaluation.card(args, subject, stage="arithmetic", decode=decode, data=data)
-    output = evaluation.Answers(args.output_dir, "arithmetic", evaluation.identity(card))
+    card = evaluation_card(args, subject, stage="arithmetic", decode=decode, data=data)
+    output = Answers(args.output_dir, "arithmetic", evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
         return 0
-    questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
-    preflight.questions_fit(subject, questions, settings.max_new_tokens)
-    preflight.probabilities_are_numbers(subject, questions)
+    questions = probe_questions(subject, chosen, forced_start=settings.forced_start)
+    refuse_long_questions(subject, questions, settings.max_new_tokens)
+    refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = evaluation.answer(
+    responses = answer_questions(
         subject,
         questions,
         output,
@@ -63,15 +79,15 @@ def main(argv: list[str] | None = None) -> int:
     seconds = time.perf_counter() - start
     items = []
     for (_, _, gold), question, response in zip(chosen, questions, responses, strict=True):
-        right = evaluation.facts_with_product(subject, gold)
-        line = evaluation.item(subject, question, response, right=right)
-        items.append({**line, **metrics.probe_verdicts(line["gold"], line["response"])})
-    scores = endpoints.table_scores(subject, forced_start=settings.forced_start)
+        right = facts_with_product(subject, gold)
+        line = item_of(subject, question, response, right=right)
+        items.append({**line, **probe_verdicts(line["gold"], line["response"])})
+    scores = table_scores(subject, forced_start=settings.forced_start)
     shown: dict[str, Any] = {
         "condition": args.condition,
         "model_path": args.model_path,
-        **metrics.arithmetic(items, scores),
-        **metrics.speed(items, seconds),
+        **arithmetic_metrics(items, scores),
+        **decoding_speed(items, seconds),
     }
     output.finish(items, {"metrics": shown, "card": card}, more={"scores": scores})
     table = shown["category_accuracies"]["mul_table"]
@@ -83,4 +99,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

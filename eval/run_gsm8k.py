@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import answers, corpora
-from domain_tokens.command_line import COUNT, Parser, add_evaluation_arguments, overrides_of, run
+from domain_tokens.answers import refuse_unreadable
+from domain_tokens.data import Problem, load_problems
+from domain_tokens.evaluation import read_golds
+from domain_tokens.runs import COUNT, Parser, add_evaluation_arguments, overrides_of, run_script
 
 if TYPE_CHECKING:
-    from domain_tokens.evaluation import Question, Subject
-    from domain_tokens.generation import Response
+    from domain_tokens.evaluation import LoadedCheckpoint, Question
+    from domain_tokens.inference import Response
 
 EXAMPLE = (
     "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
@@ -36,8 +38,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens import evaluation, metrics, preflight
-    from domain_tokens.config import GSM8KEvalConfig, load_config
+    from domain_tokens.evaluation import (
+        SHOWN,
+        Answers,
+        answer_endpoints,
+        answer_questions,
+        decoding_speed,
+        evaluation_card,
+        evaluation_identity,
+        gsm8k_metrics,
+        gsm8k_questions,
+        load_for_evaluation,
+        refuse_broken_weights,
+        refuse_long_questions,
+        resolved_rationale_seed,
+    )
+    from domain_tokens.runs import GSM8KEvalConfig, load_config
 
     config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
     settings = config.evaluation
@@ -47,28 +63,28 @@ def main(argv: list[str] | None = None) -> int:
         "limit": args.max_samples,
         "subset_seed": config.data.subset_seed,
     }
-    loaded = corpora.load_problems(**reading)
+    loaded = load_problems(**reading)
     golds = golds_of(loaded.items, settings.frequent_answers)
     data = {"source": config.data.source, "test": loaded.fingerprint}
     if loaded.dropped:
         data["dropped"] = dict(loaded.dropped)
         print(*loaded.notes(), flush=True)
-    subject = evaluation.load_subject(
+    subject = load_for_evaluation(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
-    seed = evaluation.rationale_seed(settings, subject.folder)
+    seed = resolved_rationale_seed(settings, subject.folder)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
-    card = evaluation.card(args, subject, stage="gsm8k", decode=decode, data=data, reading=reading)
-    output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.identity(card))
+    card = evaluation_card(args, subject, stage="gsm8k", decode=decode, data=data, reading=reading)
+    output = Answers(args.output_dir, "gsm8k", evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
         return 0
-    questions = evaluation.gsm8k_questions(subject, loaded.items)
+    questions = gsm8k_questions(subject, loaded.items)
     scored = {*golds, *settings.frequent_answers} if settings.rationales else ()
-    preflight.questions_fit(subject, questions, settings.max_new_tokens, answers=scored)
-    preflight.probabilities_are_numbers(subject, questions)
+    refuse_long_questions(subject, questions, settings.max_new_tokens, answers=scored)
+    refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = evaluation.answer(
+    responses = answer_questions(
         subject,
         questions,
         output,
@@ -76,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         max_new_tokens=settings.max_new_tokens,
     )
     seconds = time.perf_counter() - start
-    scores, rationales = evaluation.answer_endpoints(
+    scores, rationales = answer_endpoints(
         subject, questions, output, golds=golds, settings=settings
     )
     rows = zip(loaded.items, questions, responses, scores, strict=True)
@@ -84,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     shown = {
         "condition": args.condition,
         "model_path": args.model_path,
-        **metrics.gsm8k(items, decode),
-        **metrics.speed(items, seconds),
+        **gsm8k_metrics(items, decode),
+        **decoding_speed(items, seconds),
     }
-    results = {"metrics": shown, "examples": items[: metrics.SHOWN], "card": card}
+    results = {"metrics": shown, "examples": items[:SHOWN], "card": card}
     output.finish(items, results, more={"rationales": rationales} if rationales else {})
     print(
         f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
@@ -96,39 +112,39 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def golds_of(problems: list[corpora.Problem], frequent: list[str]) -> list[str]:
+def golds_of(problems: list[Problem], frequent: list[str]) -> list[str]:
     """Return the gold answers as the data write them.
 
     Raises UserError, before a model is loaded, where one cannot be read or has no 16 distractors.
     """
-    from domain_tokens import endpoints
+    from domain_tokens.evaluation import distractors
 
-    golds = [gold.text for gold in answers.golds(problems)]
-    answers.refuse_unreadable(frequent, key="evaluation.frequent_answers")
+    golds = [gold.text for gold in read_golds(problems)]
+    refuse_unreadable(frequent, key="evaluation.frequent_answers")
     for gold in golds:
-        endpoints.distractors(frequent, gold)
+        distractors(frequent, gold)
     return golds
 
 
 def item(
-    subject: "Subject",
-    problem: corpora.Problem,
+    subject: "LoadedCheckpoint",
+    problem: Problem,
     question: "Question",
     response: "Response",
     endpoints: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the scored line of one question; applicable: its gold solution uses a fact."""
-    from domain_tokens import evaluation, metrics
+    from domain_tokens.evaluation import facts_in_solution, item_of, problem_verdicts
 
-    facts = evaluation.facts_in_solution(subject, problem)
-    line = evaluation.item(subject, question, response, right=facts)
+    facts = facts_in_solution(subject, problem)
+    line = item_of(subject, question, response, right=facts)
     return {
         **line,
-        **metrics.problem_verdicts(line["gold"], line["response"]),
+        **problem_verdicts(line["gold"], line["response"]),
         "applicable": bool(facts),
         **endpoints,
     }
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.command_line import COUNT, SEED, Number, Parser, is_unicode, run
 from domain_tokens.errors import UserError
+from domain_tokens.runs import COUNT, SEED, Number, Parser, is_unicode, run_script
 
 if TYPE_CHECKING:
-    from domain_tokens.speaker import Speaker
+    from domain_tokens.evaluation import ChatSession
 
 EXAMPLE = (
     "uv run python sample/text_completion.py --model-path outputs/sft_gsm8k_baseline "
@@ -64,10 +64,10 @@ def asked_at_terminal() -> bool:
 
 
 def respond(
-    speaker: "Speaker", prompt: list[int], args: argparse.Namespace
+    speaker: "ChatSession", prompt: list[int], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return all samples of one prompt."""
-    from domain_tokens.generation import Sampling
+    from domain_tokens.inference import Sampling
 
     return speaker.respond(
         prompt,
@@ -85,13 +85,13 @@ def note(sample: dict[str, Any], count: int) -> str:
 
 
 def show(
-    speakers: Sequence["Speaker"],
+    speakers: Sequence["ChatSession"],
     answers: Sequence[list[dict[str, Any]]],
     args: argparse.Namespace,
     asked: str,
 ) -> None:
     """Print responses: in columns on a terminal, one below the other elsewhere, or as JSON."""
-    from domain_tokens import display
+    from domain_tokens.runs import print_columns
 
     if args.json:
         for sample in (sample for samples in answers for sample in samples):
@@ -102,7 +102,7 @@ def show(
             [f"{sample['shown']}\n{note(sample, args.num_samples)}" for sample in row]
             for row in zip(*answers, strict=True)
         ]
-        display.columns([speaker.title for speaker in speakers], rows)
+        print_columns([speaker.title for speaker in speakers], rows)
     else:
         for speaker, samples in zip(speakers, answers, strict=True):
             print(f"\n{speaker.title}")
@@ -110,7 +110,7 @@ def show(
                 print(f"{sample['shown']}\n  {note(sample, args.num_samples)}", flush=True)
 
 
-def ask(speakers: Sequence["Speaker"], args: argparse.Namespace, text: str) -> None:
+def ask(speakers: Sequence["ChatSession"], args: argparse.Namespace, text: str) -> None:
     """Answer one user turn; every checkpoint keeps a history of its own answers."""
     answers = []
     for speaker in speakers:
@@ -125,7 +125,7 @@ def ask(speakers: Sequence["Speaker"], args: argparse.Namespace, text: str) -> N
     show(speakers, answers, args, text)
 
 
-def chat(speakers: Sequence["Speaker"], args: argparse.Namespace) -> None:
+def chat(speakers: Sequence["ChatSession"], args: argparse.Namespace) -> None:
     """Read user turns until the end or /quit; questions from a pipe do not know of each other."""
     if args.interactive and asked_at_terminal():
         import readline  # noqa: F401 (input() then has line history)
@@ -158,9 +158,9 @@ def chat(speakers: Sequence["Speaker"], args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Show what every checkpoint writes."""
     args = parse(argv)
-    from domain_tokens.speaker import Speaker
+    from domain_tokens.evaluation import ChatSession
 
-    speakers = [Speaker.load(Path(folder), args.precision) for folder in args.model_path]
+    speakers = [ChatSession.load(Path(folder), args.precision) for folder in args.model_path]
     if args.prompt is not None:
         prompts = [speaker.renderer.raw_prompt(args.prompt) for speaker in speakers]
         answers = [respond(s, p, args) for s, p in zip(speakers, prompts, strict=True)]
@@ -173,4 +173,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

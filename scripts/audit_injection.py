@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens import corpora, run_card, vocabulary
 from domain_tokens.checkpoints import load_tokenizer
-from domain_tokens.command_line import COUNT, Parser, run
-from domain_tokens.examples import Conversation, problem_messages
+from domain_tokens.data import Conversation, load_conversations, load_problems, problem_messages
 from domain_tokens.injection import find_facts, near_misses
+from domain_tokens.runs import COUNT, Parser, run_script, write_json
+from domain_tokens.vocabulary import FACTS, gpt2_tokenizer
 
 if TYPE_CHECKING:
     from domain_tokens.prompts import Renderer
@@ -42,10 +42,10 @@ def load(args: argparse.Namespace) -> list[Conversation]:
     """Load the rows, problems as conversations."""
     options: dict[str, Any] = {"split": args.split, "limit": args.max_samples, "subset_seed": 42}
     if args.kind == "conversations":
-        loaded = corpora.load_conversations(args.source, key="--source", **options)
+        loaded = load_conversations(args.source, key="--source", **options)
         rows = loaded.items
     else:
-        loaded = corpora.load_problems(args.source, key="--source", **options)
+        loaded = load_problems(args.source, key="--source", **options)
         rows = [Conversation(p.id, problem_messages(p), args.source, p.row) for p in loaded.items]
     print(*loaded.notes(), sep="\n", end="\n" * bool(loaded.dropped))
     return rows
@@ -80,7 +80,7 @@ def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str
         "facts_injected": injected,
         "facts_per_1000_tokens": 1000 * injected / max(tokens, 1),
         "different_facts": len(facts),
-        "facts": {fact: facts[fact] for fact in vocabulary.FACTS},
+        "facts": {fact: facts[fact] for fact in FACTS},
         "kinds": dict(kinds.most_common()),
         "samples": dict(samples),
     }
@@ -95,15 +95,12 @@ def shown(text: str, start: int, end: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Audit one data set."""
     args = parse(argv)
-    from domain_tokens import preflight
     from domain_tokens.prompts import Renderer
+    from domain_tokens.runs import refuse_unwritable
 
-    preflight.writable_file(args.output_path)
+    refuse_unwritable(args.output_path)
     rows = load(args)
-    if args.tokenizer:
-        tokenizer = load_tokenizer(Path(args.tokenizer))
-    else:
-        tokenizer = vocabulary.gpt2_tokenizer()
+    tokenizer = load_tokenizer(Path(args.tokenizer)) if args.tokenizer else gpt2_tokenizer()
     report = audit(rows, Renderer(tokenizer), args.mode)
     print(
         f"{report['rows_touched']} of {report['rows']} rows ({report['row_share']:.1%}), "
@@ -116,10 +113,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {sample}")
     if args.output_path:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
-        run_card.write_json(Path(args.output_path), report)
+        write_json(Path(args.output_path), report)
         print(f"\nwritten to {args.output_path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

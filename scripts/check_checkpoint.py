@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from domain_tokens import checkpoint_checks, checkpoints, lineage
-from domain_tokens.command_line import Parser, run
+from domain_tokens.checkpoints import check_folder, evaluations, quiet_transformers
+from domain_tokens.comparison import check_evaluation
 from domain_tokens.errors import UserError
+from domain_tokens.runs import Parser, run_script
 
 EXAMPLE = "uv run python scripts/check_checkpoint.py outputs/sft_baseline outputs/sft_mul_tokens"
 
@@ -20,12 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} not found; wanted a checkpoint folder")
-    checkpoints.quiet()
+    quiet_transformers()
     faults = 0
     for folder in folders:
         print(folder)
-        evaluated = lineage.evaluations(folder)
-        check = lineage.check_evaluation if evaluated else checkpoint_checks.check
+        evaluated = evaluations(folder)
+        check = check_evaluation if evaluated else check_folder
         for name, passed, detail in check(folder):
             faults += not passed
             print(f"  {'ok' if passed else 'fault':<6} {name:<15} {detail}", flush=True)
@@ -34,4 +35,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.command_line import Parser, in_repository, run
+from domain_tokens.runs import Parser, in_repository, run_script
 
 EXAMPLE = (
     "uv run python scripts/compare_runs.py --baseline-dir outputs/eval_baseline "
@@ -116,16 +116,18 @@ def print_report(report: dict[str, Any]) -> None:
 
 def print_analysis(analysis: dict[str, Any]) -> None:
     """Print the endpoints over seeds: delta, interval, p, and what could have been detected."""
-    from domain_tokens.analysis import amount, bounds
+    from domain_tokens.comparison import bounds_in_words, in_words
 
     frozen = analysis["plan"]["hash"][:12]
     print(f"\n{analysis['clusters']} independent lineages per arm; analysis plan {frozen}")
     print(ROWS.format("", "baseline", "mul_tokens", "delta", "p (Holm)", "detectable"))
     for row in analysis["endpoints"]:
         unit = row["unit"]
-        delta = f"{amount(row['delta'], unit)} {bounds(row)} {100 * row['confidence']:g} %"
+        delta = (
+            f"{in_words(row['delta'], unit)} {bounds_in_words(row)} {100 * row['confidence']:g} %"
+        )
         arms = [
-            amount(row[arm], unit, sign=False) if arm in row else ""
+            in_words(row[arm], unit, sign=False) if arm in row else ""
             for arm in ("baseline", "mul_tokens")
         ]
         adjusted = row.get("p_holm")
@@ -134,7 +136,7 @@ def print_analysis(analysis: dict[str, Any]) -> None:
         name = row["endpoint"] + (" (primary)" if row["role"] == "primary" else "")
         print(
             ROWS.format(
-                name, *arms, delta, p, "-" if least is None else amount(least, unit, sign=False)
+                name, *arms, delta, p, "-" if least is None else in_words(least, unit, sign=False)
             )
         )
 
@@ -142,38 +144,46 @@ def print_analysis(analysis: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Load, pair, refuse what is not alike, compare, print and write."""
     args = parse(argv)
-    from domain_tokens import comparison, preflight, run_card
-    from domain_tokens.config import AnalysisPlan, load_config
+    from domain_tokens.comparison import (
+        ARMS,
+        compare_runs,
+        find_differences,
+        load_pilot,
+        load_run,
+        pair_runs,
+        write_report,
+    )
+    from domain_tokens.runs import (
+        AnalysisPlan,
+        code_identity,
+        load_config,
+        refuse_unwritable,
+        write_json,
+    )
 
     for path in (args.output_path, args.report):
-        preflight.writable_file(path)
+        refuse_unwritable(path)
 
     baseline, mul_tokens = (
-        [comparison.load_run(Path(folder), condition=arm) for folder in folders]
-        for arm, folders in zip(
-            comparison.ARMS, (args.baseline_dir, args.mul_tokens_dir), strict=True
-        )
+        [load_run(Path(folder), condition=arm) for folder in folders]
+        for arm, folders in zip(ARMS, (args.baseline_dir, args.mul_tokens_dir), strict=True)
     )
-    pairs = comparison.pair_runs(baseline, mul_tokens)
-    allowed = comparison.differences(pairs, args.allow_diff)
+    pairs = pair_runs(baseline, mul_tokens)
+    allowed = find_differences(pairs, args.allow_diff)
     plan = load_config(AnalysisPlan, args.plan, [])
-    report = comparison.compare(
-        pairs, plan, comparison.load_pilot([Path(f) for f in args.pilot_dir])
-    )
+    report = compare_runs(pairs, plan, load_pilot([Path(f) for f in args.pilot_dir]))
     report["allowed_differences"] = [asdict(difference) for difference in allowed]
-    report["code"] = run_card.code_identity()
+    report["code"] = code_identity()
     print_report(report)
     if args.report:
-        from domain_tokens import report as page
-
-        page.write(Path(args.report), report, pairs)
+        write_report(Path(args.report), report, pairs)
         print(f"\nreport: {args.report}")
     if args.output_path:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
-        run_card.write_json(Path(args.output_path), report)
+        write_json(Path(args.output_path), report)
         print(f"written to {args.output_path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

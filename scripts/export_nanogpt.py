@@ -5,8 +5,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from domain_tokens.command_line import CONDITIONS, SEED, Parser, add_output_arguments, run
-from domain_tokens.outputs import Workspace, open_workspace
+from domain_tokens.runs import (
+    CONDITIONS,
+    SEED,
+    Parser,
+    Workspace,
+    add_output_arguments,
+    open_workspace,
+    run_script,
+)
 
 EXAMPLE = (
     "uv run python scripts/export_nanogpt.py --checkpoint ckpt.pt --condition baseline "
@@ -36,26 +43,35 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
     Whatever fails, what was written is removed; a finished folder that --overwrite was to replace
     is not touched before the proof.
     """
-    from domain_tokens import bases, checkpoints, nanogpt, nanogpt_proof, run_card, vocabulary
+    from domain_tokens.checkpoints import (
+        extend_and_save,
+        finish_base,
+        load_nanogpt,
+        prove_export,
+        quiet_transformers,
+        to_gpt2,
+    )
+    from domain_tokens.runs import hash_files
+    from domain_tokens.vocabulary import gpt2_tokenizer
 
     source = Path(args.checkpoint)
-    checkpoint = nanogpt.load(source)
+    checkpoint = load_nanogpt(source)
     activation = args.activation or checkpoint.usual_activation
     said = "as given" if args.activation else f"usual with {checkpoint.kind}, not in the file"
     print(f"activation {activation} ({said})", flush=True)
     for note in checkpoint.notes:
         print(note, flush=True)
-    checkpoints.quiet()
-    model = nanogpt.to_gpt2(checkpoint, activation=activation)
+    quiet_transformers()
+    model = to_gpt2(checkpoint, activation=activation)
     workspace.begin()
     try:
-        made = bases.extend_and_save(model, vocabulary.gpt2_tokenizer(), workspace, seed=args.seed)
-        proof = nanogpt_proof.prove(source, workspace.work, activation=activation, seed=args.seed)
+        made = extend_and_save(model, gpt2_tokenizer(), workspace, seed=args.seed)
+        proof = prove_export(source, workspace.work, activation=activation, seed=args.seed)
     except BaseException:
         shutil.rmtree(workspace.work)
         raise
     made |= {
-        "checkpoint_sha256": run_card.hash_files([source]),
+        "checkpoint_sha256": hash_files([source]),
         "checkpoint_kind": checkpoint.kind,
         "checkpoint_vocabulary": checkpoint.vocab_size,
         "activation": activation,
@@ -63,7 +79,7 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
         "tolerance": proof["tolerance"],
         "proof": proof,
     }
-    bases.finish(
+    finish_base(
         workspace,
         condition=args.condition,
         seed=args.seed,
@@ -99,4 +115,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from domain_tokens.command_line import Parser, run
+from domain_tokens.runs import Parser, run_script
 
 EXAMPLE = "uv run python scripts/hub.py push outputs/sft_gsm8k_baseline NAME/REPOSITORY"
 
@@ -29,21 +29,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Push or pull one checkpoint."""
     args = parse(argv)
-    from domain_tokens import hub
+    from domain_tokens.checkpoints import files_of, model_card, pull_checkpoint, push_checkpoint
 
     if args.action == "pull":
-        weights = hub.pull(args.source, Path(args.target), revision=args.revision)
+        weights = pull_checkpoint(args.source, Path(args.target), revision=args.revision)
         print(f"{args.target}: weights {weights[:12]}, as its run card says")
         return 0
     folder, evaluations = Path(args.source), [Path(name) for name in args.eval_dir]
     if args.dry_run:
-        print(*(path.name for path in hub.files_of(folder)), sep="\n")
-        print(hub.model_card(folder, evaluations))
+        print(*(path.name for path in files_of(folder)), sep="\n")
+        print(model_card(folder, evaluations))
         return 0
-    url = hub.push(folder, args.target, evaluations=evaluations, private=args.private)
+    url = push_checkpoint(folder, args.target, evaluations=evaluations, private=args.private)
     print(f"{folder} is at {url}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -6,14 +6,33 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import bases, checkpoints
-from domain_tokens.bases import Source
-from domain_tokens.command_line import CONDITIONS, SEED, Parser, add_output_arguments, run
+from domain_tokens.checkpoints import (
+    Source,
+    extend_and_save,
+    finish_base,
+    load_source_model,
+    load_source_tokenizer,
+    parent_link,
+    proof_in_words,
+    prove_base,
+    quiet_transformers,
+    refuse_unusable,
+    resolve_source,
+    source_provenance,
+)
 from domain_tokens.errors import UserError
-from domain_tokens.outputs import Workspace, open_workspace
+from domain_tokens.runs import (
+    CONDITIONS,
+    SEED,
+    Parser,
+    Workspace,
+    add_output_arguments,
+    open_workspace,
+    run_script,
+)
 
 if TYPE_CHECKING:
-    from domain_tokens.config import PretrainingConfig
+    from domain_tokens.runs import PretrainingConfig
 
 EXAMPLE = (
     "uv run python scripts/make_base.py --from gpt2-random --condition baseline "
@@ -53,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def pretraining_config(args: argparse.Namespace) -> "PretrainingConfig | None":
     """Return the config where the source is a YAML file, else None."""
     if args.source.endswith((".yaml", ".yml")):
-        from domain_tokens.config import PretrainingConfig, load_config
+        from domain_tokens.runs import PretrainingConfig, load_config
 
         return load_config(PretrainingConfig, args.source, args.overrides)
     if args.overrides:
@@ -72,35 +91,35 @@ def build(
     Everything that can refuse does so before the folder is touched, but for the proof of what was
     written: a folder that fails it is removed.
     """
-    from domain_tokens import pretraining
+    from domain_tokens.training import SHAPES, load_examples, new_model, pretrain
 
-    checkpoints.quiet()
-    tokenizer = bases.load_tokenizer(source)
+    quiet_transformers()
+    tokenizer = load_source_tokenizer(source)
     trained = None
     if source.model is None:
-        shape = pretraining.SHAPES[args.source] if config is None else config.model
-        examples = [] if config is None else pretraining.load_examples(config, tokenizer)
-        model = pretraining.new_model(shape, tokenizer, seed=args.seed)
+        shape = SHAPES[args.source] if config is None else config.model
+        examples = [] if config is None else load_examples(config, tokenizer)
+        model = new_model(shape, tokenizer, seed=args.seed)
     else:
-        model = bases.load_model(source)
-    bases.refuse_unusable(model, tokenizer)
+        model = load_source_model(source)
+    refuse_unusable(model, tokenizer)
     workspace.begin()
     if config is not None:
-        trained = pretraining.pretrain(model, examples, config, workspace.work)
-    made = bases.extend_and_save(model, tokenizer, workspace, seed=args.seed)
+        trained = pretrain(model, examples, config, workspace.work)
+    made = extend_and_save(model, tokenizer, workspace, seed=args.seed)
     try:
-        proof = bases.prove(source, workspace.work, seed=args.seed)
+        proof = prove_base(source, workspace.work, seed=args.seed)
     except UserError:
         shutil.rmtree(workspace.work)
         raise
-    return {**made, **bases.provenance(source), "proof": proof, "pretraining": trained}
+    return {**made, **source_provenance(source), "proof": proof, "pretraining": trained}
 
 
 def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any]) -> None:
     """Write run card and results; a source folder is the parent."""
     source = Path(args.source)
-    parent = checkpoints.link(source) if source.is_dir() else None
-    bases.finish(
+    parent = parent_link(source) if source.is_dir() else None
+    finish_base(
         workspace,
         condition=args.condition,
         seed=args.seed,
@@ -127,15 +146,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.output_dir} is already finished")
         return 0
     made_here = config is not None or args.source in RANDOM
-    source = bases.resolve(None if made_here else args.source, args.tokenizer)
+    source = resolve_source(None if made_here else args.source, args.tokenizer)
     made = build(args, config, workspace, source)
     finish(args, workspace, made)
     print(
         f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}"
     )
-    print(f"proof: {bases.proof_in_words(made['proof'])}")
+    print(f"proof: {proof_in_words(made['proof'])}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

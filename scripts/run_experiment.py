@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from domain_tokens.command_line import CONDITIONS, SEED, Number, Parser, run
 from domain_tokens.errors import UserError
-from domain_tokens.plan import Plan, Stage
+from domain_tokens.experiment import Experiment, Stage
+from domain_tokens.runs import CONDITIONS, SEED, Number, Parser, run_script
 
 EXAMPLE = "uv run python scripts/run_experiment.py --profile demo"
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ def call(command: Stage) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Run what is not finished yet, then check and compare the final checkpoints."""
     args = parse(argv)
-    plan = Plan(args.profile, args.output_root, args.seeds, args.learning_rates)
+    plan = Experiment(args.profile, args.output_root, args.seeds, args.learning_rates)
     commands = list(plan.stages())
     comparisons = list(plan.comparisons())
     last = (plan.check(), *comparisons)
@@ -97,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     start = time.perf_counter()
     if plan.demo:
-        from domain_tokens import demo_corpus
+        from domain_tokens.data import write_demo_corpora
 
-        written = demo_corpus.write(plan.data, seed=CORPUS_SEED)
+        written = write_demo_corpora(plan.data, seed=CORPUS_SEED)
         print(f"demo corpora: {plan.data}{'' if written else ' (already there)'}")
         if args.corpora_only:
             return 0
@@ -124,4 +124,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

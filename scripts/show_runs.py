@@ -9,10 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from domain_tokens import run_card
-from domain_tokens.command_line import Parser, run
 from domain_tokens.errors import UserError
-from domain_tokens.outputs import MARKER
+from domain_tokens.runs import (
+    CARD_NAME,
+    UNFINISHED_MARKER,
+    Parser,
+    code_identity,
+    read_json,
+    run_script,
+)
 
 EXAMPLE = "uv run python scripts/show_runs.py outputs"
 # Results file -> stage, and the numbers that tell most about it (where they are: "" or a key).
@@ -46,7 +51,7 @@ class Row:
 
 def rows(root: Path) -> list[Row]:
     """Return all runs below a folder, newest first; what cannot be read is a row that says so."""
-    tree = run_card.code_identity()["tree"]
+    tree = code_identity()["tree"]
     found = [row for folder in _folders(root) for row in _rows_of(folder, root, tree)]
     return sorted(found, key=lambda row: (row.when, row.folder, row.stage), reverse=True)
 
@@ -61,7 +66,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
     name = str(folder.relative_to(root)) if folder != root else folder.name
-    card = _read(folder / run_card.CARD_NAME)
+    card = _read(folder / CARD_NAME)
     for file, (stage, place, keys) in STAGES.items():
         path = folder / file
         if not path.is_file():
@@ -86,7 +91,7 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
 
 
 def _unfinished(folder: Path, name: str) -> Iterator[Row]:
-    marker = folder / MARKER
+    marker = folder / UNFINISHED_MARKER
     finished = any((folder / file).is_file() for file in STAGES)
     if marker.is_file() and not finished:
         begun = _read(marker) or {}
@@ -107,7 +112,7 @@ def _unfinished(folder: Path, name: str) -> Iterator[Row]:
 
 
 def _state(folder: Path, card: dict[str, Any], tree: str) -> str:
-    if (folder / MARKER).is_file():
+    if (folder / UNFINISHED_MARKER).is_file():
         return "unfinished"
     made_by = (card.get("code") or {}).get("tree")
     return "finished" if made_by in (None, tree) else "other code"
@@ -120,7 +125,7 @@ def _parent(card: dict[str, Any]) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return run_card.read_json(path)
+        return read_json(path)
     except UserError:
         return None
 
@@ -166,4 +171,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

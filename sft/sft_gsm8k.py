@@ -4,14 +4,32 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import corpora, sft, validation
-from domain_tokens.command_line import Parser, overrides_of, run
+from domain_tokens.data import (
+    VAL_KEY,
+    Conversation,
+    Problem,
+    UsualValidation,
+    apart_from_training,
+    hold_out,
+    load_problems,
+    no_test_rows,
+    other_place,
+    problem_messages,
+)
 from domain_tokens.errors import UserError
-from domain_tokens.examples import Conversation, Problem, problem_messages
+from domain_tokens.runs import Parser, overrides_of, run_script
+from domain_tokens.training import (
+    STAGE_FLAGS,
+    add_stage_arguments,
+    open_stage,
+    run_stage,
+    stage_summary,
+    test_questions,
+)
 
 if TYPE_CHECKING:
-    from domain_tokens.config import SFTConfig
-    from domain_tokens.preparation import StageData
+    from domain_tokens.data import StageData
+    from domain_tokens.runs import SFTConfig
 
 EXAMPLE = (
     "uv run python sft/sft_gsm8k.py --model-path outputs/sft_tulu_mul_tokens "
@@ -19,38 +37,38 @@ EXAMPLE = (
     "--config sft/configs/gsm8k.yaml"
 )
 RESULTS = "sft_results.json"
-USUAL: "validation.Usual" = "test"
+USUAL: "UsualValidation" = "test"
 
 
 def load_data(config: "SFTConfig") -> "StageData":
     """Load training problems, and for the final loss either test rows or a holdout by hash."""
-    from domain_tokens.preparation import StageData
+    from domain_tokens.data import StageData
 
     data, settings = config.data, config.training
     options: dict[str, Any] = {"subset_seed": data.subset_seed}
     limit = None if data.holdout else settings.max_train_samples
-    loaded = corpora.load_problems(data.source, split=data.split, limit=limit, **options)
+    loaded = load_problems(data.source, split=data.split, limit=limit, **options)
     rows, held, eval_split = loaded.items, [], None
     fingerprint, notes = {"train": loaded.fingerprint}, loaded.notes()
     lost: Counter[str] = Counter()
-    place = validation.other_place(config, USUAL)
+    place = other_place(config, USUAL)
     if data.holdout:
-        rows, held = corpora.hold_out(rows, count=data.holdout, seed=data.subset_seed)
+        rows, held = hold_out(rows, count=data.holdout, seed=data.subset_seed)
         rows, eval_split = rows[: settings.max_train_samples], "holdout"
     elif place:
         source, eval_split = place
-        other = corpora.load_problems(
+        other = load_problems(
             source,
             split=eval_split,
             limit=settings.max_val_samples,
-            key=validation.KEY,
+            key=VAL_KEY,
             **options,
         )
         fingerprint["validation"] = other.fingerprint
         held, lost, notes = other.items, other.dropped, notes + other.notes()
     elif settings.max_val_samples:
-        notes = [*notes, validation.no_test_rows(data)]
-    held, known = validation.apart(held, rows)
+        notes = [*notes, no_test_rows(data)]
+    held, known = apart_from_training(held, rows)
     return StageData(
         [_conversation(problem) for problem in rows],
         [_conversation(problem) for problem in held],
@@ -60,7 +78,7 @@ def load_data(config: "SFTConfig") -> "StageData":
         validation_dropped=lost + known,
         irregular=loaded.irregular,
         notes=notes,
-        test_questions=sft.test_questions(data),
+        test_questions=test_questions(data),
     )
 
 
@@ -71,7 +89,7 @@ def _conversation(problem: Problem) -> Conversation:
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on grade-school problems."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    sft.add_stage_arguments(parser, "sft/configs/gsm8k.yaml", usual=USUAL)
+    add_stage_arguments(parser, "sft/configs/gsm8k.yaml", usual=USUAL)
     parser.add_argument(
         "--inject-mul-tokens",
         action="store_true",
@@ -83,18 +101,18 @@ def main(argv: list[str] | None = None) -> int:
             "--inject-mul-tokens with --condition baseline; the baseline has no fact tokens: "
             "leave the flag out, or give --condition mul_tokens"
         )
-    from domain_tokens.config import SFTConfig, load_config
+    from domain_tokens.runs import SFTConfig, load_config
 
-    config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
-    stage = sft.open_stage(args, config, load_data, RESULTS, inject=args.inject_mul_tokens)
+    config = load_config(SFTConfig, args.config, overrides_of(args, STAGE_FLAGS))
+    stage = open_stage(args, config, load_data, RESULTS, inject=args.inject_mul_tokens)
     if stage.workspace.finished:
         print(f"{args.output_dir} is already finished{stage.workspace.note}")
         return 0
-    results = sft.run_stage(stage)
+    results = run_stage(stage)
     if results:
-        print(sft.summary(results, args.output_dir, RESULTS))
+        print(stage_summary(results, args.output_dir, RESULTS))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -4,38 +4,52 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import corpora, sft, validation
-from domain_tokens.command_line import Parser, overrides_of, run
+from domain_tokens.data import (
+    VAL_KEY,
+    UsualValidation,
+    apart_from_training,
+    load_conversations,
+    other_place,
+)
+from domain_tokens.runs import Parser, overrides_of, run_script
+from domain_tokens.training import (
+    STAGE_FLAGS,
+    add_stage_arguments,
+    open_stage,
+    run_stage,
+    stage_summary,
+    test_questions,
+)
 
 if TYPE_CHECKING:
-    from domain_tokens.config import SFTConfig
-    from domain_tokens.preparation import StageData
+    from domain_tokens.data import StageData
+    from domain_tokens.runs import SFTConfig
 
 EXAMPLE = (
     "uv run python sft/sft_tulu.py --model-path outputs/hf_baseline_10b "
     "--output-dir outputs/sft_tulu_baseline --condition baseline --config sft/configs/tulu.yaml"
 )
 RESULTS = "tulu_sft_results.json"
-USUAL: "validation.Usual" = "holdout"
+USUAL: "UsualValidation" = "holdout"
 
 
 def load_data(config: "SFTConfig") -> "StageData":
     """Load the training subset and the validation rows."""
-    from domain_tokens.preparation import StageData
+    from domain_tokens.data import StageData
 
     data, settings = config.data, config.training
     options: dict[str, Any] = {"subset_seed": data.subset_seed}
     wanted = settings.max_train_samples
-    place = validation.other_place(config, USUAL)
+    place = other_place(config, USUAL)
     held = 0 if place else settings.max_val_samples
     limit = None if wanted is None else wanted + held
-    loaded = corpora.load_conversations(data.source, split=data.split, limit=limit, **options)
+    loaded = load_conversations(data.source, split=data.split, limit=limit, **options)
     rows, fingerprint, notes = loaded.items, {"train": loaded.fingerprint}, loaded.notes()
     lost: Counter[str] = Counter()
     if place:
         source, split = place
-        other = corpora.load_conversations(
-            source, split=split, limit=settings.max_val_samples, key=validation.KEY, **options
+        other = load_conversations(
+            source, split=split, limit=settings.max_val_samples, key=VAL_KEY, **options
         )
         fingerprint["validation"] = other.fingerprint
         items, lost, notes = other.items, other.dropped, notes + other.notes()
@@ -44,7 +58,7 @@ def load_data(config: "SFTConfig") -> "StageData":
         items, rows = rows[len(rows) - held :], rows[: len(rows) - held][:wanted]
         if settings.max_val_samples and not held:
             notes = [*notes, f"validation: none: {len(rows)} rows are too few to hold a tenth out"]
-    items, known = validation.apart(items, rows)
+    items, known = apart_from_training(items, rows)
     return StageData(
         rows,
         items,
@@ -54,27 +68,27 @@ def load_data(config: "SFTConfig") -> "StageData":
         validation_dropped=lost + known,
         irregular=loaded.irregular,
         notes=notes,
-        test_questions=sft.test_questions(data),
+        test_questions=test_questions(data),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on the chat mixture."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    sft.add_stage_arguments(parser, "sft/configs/tulu.yaml", usual=USUAL)
+    add_stage_arguments(parser, "sft/configs/tulu.yaml", usual=USUAL)
     args = parser.parse_args(argv)
-    from domain_tokens.config import SFTConfig, load_config
+    from domain_tokens.runs import SFTConfig, load_config
 
-    config = load_config(SFTConfig, args.config, overrides_of(args, sft.FLAGS))
-    stage = sft.open_stage(args, config, load_data, RESULTS, inject=args.condition == "mul_tokens")
+    config = load_config(SFTConfig, args.config, overrides_of(args, STAGE_FLAGS))
+    stage = open_stage(args, config, load_data, RESULTS, inject=args.condition == "mul_tokens")
     if stage.workspace.finished:
         print(f"{args.output_dir} is already finished{stage.workspace.note}")
         return 0
-    results = sft.run_stage(stage)
+    results = run_stage(stage)
     if results:
-        print(sft.summary(results, args.output_dir, RESULTS))
+        print(stage_summary(results, args.output_dir, RESULTS))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

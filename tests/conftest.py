@@ -1,10 +1,13 @@
 """Small models, tokenizers and finished runs that tests share; nothing here needs a network."""
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +17,8 @@ import pytest
 _caches = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _caches.name
 
-from domain_tokens import command_line, demo_corpus  # noqa: E402
+import domain_tokens  # noqa: E402
+from domain_tokens.runs.cli import run_script  # noqa: E402
 from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +39,7 @@ def load_script(path):
 
 def call(path, *arguments):
     """Run a script in this process as the shell would; return its exit status."""
-    return command_line.run(load_script(path).main, [str(a) for a in arguments])
+    return run_script(load_script(path).main, [str(a) for a in arguments])
 
 
 def train(demo, folder, *more):
@@ -62,40 +66,64 @@ def rewrite_items(folder, change, *, name="gsm8k"):
 
     change: gets each item's number and item, and returns what to put into it.
     """
-    from domain_tokens import metrics, run_card
+    from domain_tokens.evaluation.metrics import (
+        SHOWN,
+        arithmetic_metrics,
+        decoding_speed,
+        derived_keys,
+        gsm8k_metrics,
+    )
+    from domain_tokens.runs.files import file_digest, read_json, read_lines, write_json
 
     path, results = folder / f"{name}_items.jsonl", folder / f"{name}_results.json"
-    items = run_card.read_lines(path)
+    items = read_lines(path)
     for number, item in enumerate(items):
         item |= change(number, item)
-        item |= metrics.derived(name, item)
+        item |= derived_keys(name, item)
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    tree = run_card.read_json(results)
+    tree = read_json(results)
     decode = tree["card"]["decode"]
-    scores = run_card.read_lines(folder / "arithmetic_scores.jsonl")
-    again = metrics.gsm8k(items, decode) if name == "gsm8k" else metrics.arithmetic(items, scores)
-    tree["metrics"] |= {**again, **metrics.speed(items, tree["metrics"]["seconds"])}
+    scores = read_lines(folder / "arithmetic_scores.jsonl")
+    again = gsm8k_metrics(items, decode) if name == "gsm8k" else arithmetic_metrics(items, scores)
+    tree["metrics"] |= {**again, **decoding_speed(items, tree["metrics"]["seconds"])}
     if "examples" in tree:
-        tree["examples"] = items[: metrics.SHOWN]
-    tree["items"] |= {"sha256": run_card.file_digest(path), "count": len(items)}
-    run_card.write_json(results, tree)
+        tree["examples"] = items[:SHOWN]
+    tree["items"] |= {"sha256": file_digest(path), "count": len(items)}
+    write_json(results, tree)
     return len(items)
 
 
 def edit(path, key, value):
     """Set a dotted key of a JSON file and seal it, and what is sealed within it, again."""
-    from domain_tokens import run_card
+    from domain_tokens.runs.files import SEAL, read_json, sealed, write_json
 
-    content = run_card.read_json(path)
+    content = read_json(path)
     *parents, last = key.split(".")
     node = content
     for part in parents:
         node = node[part]
     node[last] = value
     training = (content.get("card") or {}).get("training")
-    if training and run_card.SEAL in training:
-        content["card"]["training"] = run_card.sealed(training)
-    run_card.write_json(path, content)
+    if training and SEAL in training:
+        content["card"]["training"] = sealed(training)
+    write_json(path, content)
+
+
+def plant(patch, target, value):
+    """Put something else in the place of a name of the package, wherever it was imported to.
+
+    patch: a MonkeyPatch; target: the dotted name where it is defined.
+    """
+    # What is loaded while a fault stands would keep it.
+    for found in pkgutil.walk_packages(domain_tokens.__path__, "domain_tokens."):
+        importlib.import_module(found.name)
+    home, _, name = target.rpartition(".")
+    module = importlib.import_module(home)
+    honest = getattr(module, name)
+    patch.setattr(module, name, value)
+    for other in [m for n, m in sys.modules.items() if n.startswith("domain_tokens.")]:
+        if vars(other).get(name) is honest:
+            patch.setattr(other, name, value)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +135,7 @@ def experiment(tmp_path_factory):
     root = tmp_path_factory.mktemp("experiment")
     patch = pytest.MonkeyPatch()
     sizes = {"pretraining": 200, "chat": 110, "train": 80, "test": 24}
-    patch.setattr(demo_corpus, "SIZES", sizes)
+    patch.setattr("domain_tokens.data.demo_corpora.SIZES", sizes)
     patch.chdir(ROOT)
     try:
         assert call("scripts/run_experiment.py", "--output-root", root) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens.corpora import load_conversations, load_problems
+from domain_tokens.data.corpora import load_conversations, load_problems
 from domain_tokens.errors import UserError
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain_tokens.analysis import analyse
-from domain_tokens.comparison import Evaluation, Run
-from domain_tokens.config import AnalysisPlan, load_config
+from domain_tokens.comparison.over_seeds import analyse
+from domain_tokens.comparison.power import Aim, detectable_effect, item_noise, run_noise
+from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
-from domain_tokens.statistics import Aim, detectable_effect, item_noise, run_noise
+from domain_tokens.runs.config import AnalysisPlan, load_config
 from tests.conftest import ROOT
 
 PLAN = load_config(AnalysisPlan, ROOT / "eval" / "configs" / "analysis_plan.yaml", [])

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain_tokens import metrics
 from domain_tokens.answers import (
     Gold,
     extract_credited,
@@ -21,12 +20,13 @@ from domain_tokens.answers import (
     first_sentence,
     gold,
     gold_text,
-    golds,
     is_correct,
     refuse_unreadable,
 )
-from domain_tokens.corpora import Problem
+from domain_tokens.data.examples import Problem
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation.gsm8k import read_golds
+from domain_tokens.evaluation.metrics import problem_verdicts
 from domain_tokens.injection import inject
 from domain_tokens.vocabulary import FACT_PAIRS, FACTS
 from tests.conftest import load_script
@@ -212,8 +212,8 @@ def test_a_gold_is_what_strict_reading_takes(text):
 def test_a_bad_gold_is_named_by_item_and_question():
     problems = [Problem("a", "How many?", "#### 3"), Problem("b7", "How  many\nhats?", "so 4")]
     with pytest.raises(UserError, match=r"item b7 \('How many hats\?'\): .*'so 4'"):
-        golds(problems)
-    assert golds(problems[:1]) == [Gold(Decimal(3), "3")]
+        read_golds(problems)
+    assert read_golds(problems[:1]) == [Gold(Decimal(3), "3")]
 
 
 def test_frequent_answers_have_to_be_numbers():
@@ -230,7 +230,7 @@ def test_silence_is_never_right():
             golds_of([Problem("a", "q", answer)], frequent)
     assert golds_of([Problem("a", "q", "#### 4")], frequent) == ["4"]
     for wanted in ("4", "None"):
-        verdict = metrics.problem_verdicts(wanted, "I do not know")
+        verdict = problem_verdicts(wanted, "I do not know")
         assert not any(verdict[k] for k in ("correct", "correct_flexible", "correct_credited"))
 
 

@@ -9,9 +9,12 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
-from domain_tokens import base_proof, bases, checkpoints
+from domain_tokens.checkpoints.base import prove_base, resolve_source
+from domain_tokens.checkpoints.base_proof import is_mask
+from domain_tokens.checkpoints.folder import load_model
 from domain_tokens.errors import UserError
 from tests import small_models
+from tests.conftest import plant
 from tests.small_models import write_folder, write_gguf
 from tests.test_make_base import make
 
@@ -35,11 +38,11 @@ def made(request, tmp_path_factory):
     place = tmp_path_factory.mktemp("proof")
     path = SOURCES[request.param](place)
     assert make(path, place / "base") == 0
-    return request.param, bases.resolve(str(path), None), place / "base"
+    return request.param, resolve_source(str(path), None), place / "base"
 
 
 def prove(source, folder):
-    return bases.prove(source, folder, seed=42)
+    return prove_base(source, folder, seed=42)
 
 
 def test_the_proof_accounts_for_everything(made):
@@ -163,7 +166,7 @@ def test_one_number_of_one_row_is_enough(made, row):
 def test_a_folder_that_fails_its_proof_is_not_left(tmp_path, monkeypatch, capsys):
     """What the import gets wrong is refused by make_base, and no folder remains to be used."""
     source = write_folder(tmp_path / "source", "llama")
-    load = checkpoints.load_model
+    load = load_model
 
     def wrong(folder, **options):
         model = load(folder, **options)
@@ -171,7 +174,7 @@ def test_a_folder_that_fails_its_proof_is_not_left(tmp_path, monkeypatch, capsys
             model.model.layers[1].self_attn.q_proj.weight.data.mul_(1.001)
         return model
 
-    monkeypatch.setattr(checkpoints, "load_model", wrong)
+    plant(monkeypatch, "domain_tokens.checkpoints.folder.load_model", wrong)
     assert make(source, tmp_path / "base") == 2
     assert "self_attn.q_proj.weight has other values" in capsys.readouterr().err
     assert not (tmp_path / "base").exists()
@@ -190,5 +193,5 @@ def test_masks_and_tied_heads_are_left_out_by_name(tmp_path):
     assert make(source, tmp_path / "base") == 0
     proof = json.loads((tmp_path / "base" / "make_base_results.json").read_text())["proof"]
     assert proof["left_out"] == {"h.0.attn.bias": "a causal mask"}
-    assert not base_proof.is_mask("h.0.attn.bias", mask.flip(-1))
-    assert not base_proof.is_mask("h.0.attn.c_attn.bias", torch.ones(3))
+    assert not is_mask("h.0.attn.bias", mask.flip(-1))
+    assert not is_mask("h.0.attn.c_attn.bias", torch.ones(3))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from domain_tokens import captured
-from domain_tokens.captured import CapturedPasses
-from domain_tokens.generation import Sampling, generate
-from domain_tokens.reader import Reader
-from tests.conftest import tiny_llama
+from domain_tokens.inference.cuda_graphs import CudaGraphRunner, slot_capacity
+from domain_tokens.inference.decoder import generate
+from domain_tokens.inference.forward import PackedForward
+from domain_tokens.inference.sampling import Sampling
+from tests.conftest import plant, tiny_llama
 from tests.test_packing import random_examples
 
 PROMPTS = [e.input_ids.tolist() for e in random_examples(9, seed=3, low=3, high=20)]
@@ -36,8 +36,8 @@ def model(request, tiny_model):
 @pytest.fixture
 def capture(monkeypatch):
     def start():
-        monkeypatch.setattr(captured, "_Graphs", Again)
-        monkeypatch.setattr(Reader, "capturable", property(lambda self: True))
+        plant(monkeypatch, "domain_tokens.inference.cuda_graphs._Graphs", Again)
+        monkeypatch.setattr(PackedForward, "capturable", property(lambda self: True))
         Again.recorded = 0
 
     return start
@@ -72,16 +72,16 @@ def test_filling_behind_the_last_position_is_harmless(model, capture):
 
 
 def test_a_slot_has_room_for_filling():
-    assert [captured.places(n) for n in (1, 252, 253, 1024)] == [256, 256, 512, 1280]
+    assert [slot_capacity(n) for n in (1, 252, 253, 1024)] == [256, 256, 512, 1280]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graphs_write_the_same(model, monkeypatch):
     model = model.cuda()
     passes = []
-    call = CapturedPasses.__call__
+    call = CudaGraphRunner.__call__
     monkeypatch.setattr(
-        CapturedPasses, "__call__", lambda self, *args: passes.append(1) or call(self, *args)
+        CudaGraphRunner, "__call__", lambda self, *args: passes.append(1) or call(self, *args)
     )
 
     def run():
@@ -89,5 +89,5 @@ def test_cuda_graphs_write_the_same(model, monkeypatch):
 
     found = run()
     assert passes
-    monkeypatch.setattr(Reader, "capturable", property(lambda self: False))
+    monkeypatch.setattr(PackedForward, "capturable", property(lambda self: False))
     assert run() == found

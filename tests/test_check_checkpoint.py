@@ -8,9 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domain_tokens import checkpoints
+from domain_tokens.checkpoints.hashes import (
+    DECISIVE_FILES,
+    checkpoint_hashes,
+    model_hash,
+    weights_hash,
+)
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import hash_files, read_json, write_json
+from domain_tokens.runs.files import hash_files, read_json, write_json
 from tests.conftest import call, edit
 
 
@@ -128,21 +133,21 @@ BREAK["sampling by default"] = (
 
 
 def test_a_folder_keeps_its_hashes_wherever_it_lies(checkpoint, tmp_path):
-    before = checkpoints.hashes(checkpoint)
+    before = checkpoint_hashes(checkpoint)
     assert {*before} == {"weights", "tokenizer", "model"}
-    assert checkpoints.hashes(Path(shutil.copytree(checkpoint, tmp_path / "copied"))) == before
+    assert checkpoint_hashes(Path(shutil.copytree(checkpoint, tmp_path / "copied"))) == before
     (tmp_path / "copied" / "notes.txt").write_text("is not of the model")
-    assert checkpoints.hashes(tmp_path / "copied") == before
+    assert checkpoint_hashes(tmp_path / "copied") == before
     card = read_json(checkpoint / "run_card.json")
     assert {key: card[key] for key in before} == before
 
 
-@pytest.mark.parametrize("name", [*checkpoints.DECISIVE_FILES, "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("name", [*DECISIVE_FILES, "pytorch_model.bin.index.json"])
 def test_every_file_that_decides_is_in_the_hash(checkpoint, name):
     (checkpoint / name).touch()
-    one = checkpoints.model_hash(checkpoint)
+    one = model_hash(checkpoint)
     (checkpoint / name).write_text("other")
-    assert checkpoints.model_hash(checkpoint) != one
+    assert model_hash(checkpoint) != one
 
 
 def test_a_base_of_bin_files_is_known_by_them(checkpoint, tmp_path, capsys):
@@ -165,7 +170,7 @@ def test_a_base_of_bin_files_is_known_by_them(checkpoint, tmp_path, capsys):
 
 def test_a_folder_without_weights_has_no_hash(checkpoint):
     (checkpoint / "model.safetensors").unlink()
-    for function in (checkpoints.weights_hash, checkpoints.model_hash, checkpoints.hashes):
+    for function in (weights_hash, model_hash, checkpoint_hashes):
         with pytest.raises(UserError, match="holds no weights"):
             function(checkpoint)
 

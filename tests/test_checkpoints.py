@@ -8,7 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domain_tokens import checkpoints
+from domain_tokens.checkpoints.folder import (
+    load_model,
+    load_tokenizer,
+    prove_savable,
+    require_extended,
+    save_checkpoint,
+)
 from domain_tokens.errors import UserError
 from tests import small_models
 from tests.small_models import edit_json, write_folder
@@ -170,33 +176,33 @@ def test_sampling_flags_neither_crash_a_save_nor_stay(tmp_path, capsys):
         "pad_token_id",
     }
     # A parent from elsewhere: loaded, it can be saved, by Trainer's checkpoints as well.
-    model = checkpoints.load_model(source, dtype=torch.float32)
-    tokenizer = checkpoints.load_tokenizer(source)
-    checkpoints.prove_savable(model, tokenizer)
+    model = load_model(source, dtype=torch.float32)
+    tokenizer = load_tokenizer(source)
+    prove_savable(model, tokenizer)
     model.save_pretrained(tmp_path / "trainer")
-    checkpoints.save(model, tokenizer, tmp_path / "trainer")
+    save_checkpoint(model, tokenizer, tmp_path / "trainer")
 
 
 def test_what_cannot_be_saved_is_said_before_training(tmp_path):
     source = write_folder(tmp_path / "source", "gpt2")
-    model = checkpoints.load_model(source, dtype=torch.float32)
+    model = load_model(source, dtype=torch.float32)
     model.config.use_cache = False
-    tokenizer = checkpoints.load_tokenizer(source)
-    checkpoints.prove_savable(model, tokenizer)
+    tokenizer = load_tokenizer(source)
+    prove_savable(model, tokenizer)
     assert model.config.use_cache is False  # a trial changes nothing
     model.config.odd = object()
     with pytest.raises(UserError, match="cannot be saved"):
-        checkpoints.prove_savable(model, tokenizer)
+        prove_savable(model, tokenizer)
 
 
 def test_a_parent_without_fact_tokens_is_refused(tmp_path):
     """The baseline arm trained to its end on one; only the evaluation refused it."""
     source = write_folder(tmp_path / "source", "gpt2")
     with pytest.raises(UserError, match=r"make_base\.py"):
-        checkpoints.require_extended(checkpoints.load_tokenizer(source), source)
+        require_extended(load_tokenizer(source), source)
     assert make(source, tmp_path / "base") == 0
-    tokenizer = checkpoints.load_tokenizer(tmp_path / "base")
-    checkpoints.require_extended(tokenizer, tmp_path / "base")
+    tokenizer = load_tokenizer(tmp_path / "base")
+    require_extended(tokenizer, tmp_path / "base")
     edit_json(tmp_path / "base" / "config.json", vocab_size=len(small_models.vocabulary()))
     with pytest.raises(UserError, match="rows"):
-        checkpoints.require_extended(tokenizer, tmp_path / "base")
+        require_extended(tokenizer, tmp_path / "base")

@@ -1,5 +1,6 @@
 """Arguments: every number has bounds, and every default is found from any working directory."""
 
+import argparse
 import itertools
 import os
 import shutil
@@ -10,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain_tokens import command_line
-from domain_tokens.command_line import SEED, Number, Parser
-from domain_tokens.plan import Plan
+from domain_tokens.experiment import Experiment
+from domain_tokens.runs.cli import SEED, Number, Parser
 from tests.conftest import ROOT, call, load_script
 from tests.test_scripts import EVALUATION, SCRIPTS, TRAINING
 
@@ -108,7 +108,7 @@ def test_bounds_hold_for_every_number(value):
         try:
             assert number(str(value)) == value
             assert inside
-        except command_line.argparse.ArgumentTypeError:
+        except argparse.ArgumentTypeError:
             assert not inside
 
 
@@ -150,7 +150,7 @@ def test_a_given_config_stays_one_from_the_working_directory(tmp_path, monkeypat
 
 def test_the_plan_names_files_that_are_there_from_any_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = Plan("demo", "outputs")
+    plan = Experiment("demo", "outputs")
     stages = [plan.corpora(), *plan.stages(), *plan.comparisons(), plan.check()]
     for stage in stages:
         words = str(stage).split()

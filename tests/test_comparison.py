@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from domain_tokens import comparison, run_card
+from domain_tokens.comparison.must_equal import find_differences, flatten, untold_by_cards
+from domain_tokens.comparison.runs import load_run
 from domain_tokens.errors import UserError
-from domain_tokens.run_card import sealed, write_json, write_text
+from domain_tokens.runs.files import file_digest, read_lines, sealed, write_json, write_text
 from tests.conftest import call, edit, rewrite_items, tree
 
 ARMS = ("baseline", "mul_tokens")
@@ -231,7 +232,7 @@ def change(tree, key):
 
 
 def runs_of(demo):
-    return [comparison.load_run(demo / f"eval_{arm}", condition=arm) for arm in ARMS]
+    return [load_run(demo / f"eval_{arm}", condition=arm) for arm in ARMS]
 
 
 def tulu(run):
@@ -253,10 +254,10 @@ def test_whatever_differs_in_the_tulu_stage_is_refused_by_its_key(experiment):
     Only the last stage's card was looked at. Every leaf of the Tulu record is changed in turn.
     """
     demo = experiment / "demo"
-    assert comparison.differences([tuple(runs_of(demo))], []) == []
+    assert find_differences([tuple(runs_of(demo))], []) == []
     leaves = {
         key.removeprefix("x."): value
-        for key, value in comparison.flatten(tulu(runs_of(demo)[1])[0], "x").items()
+        for key, value in flatten(tulu(runs_of(demo)[1])[0], "x").items()
     }
     changed = [key for key in leaves if key not in NOT_COMPARED]
     named = ("config.training.learning_rate", "config.training.max_train_samples", "seed")
@@ -266,8 +267,8 @@ def test_whatever_differs_in_the_tulu_stage_is_refused_by_its_key(experiment):
         for record in tulu(mul_tokens):
             change(record, key)
         with pytest.raises(UserError, match=f"differ in ancestors.tulu_sft.{key} "):
-            comparison.differences([(baseline, mul_tokens)], [])
-        allowed = comparison.differences([(baseline, mul_tokens)], [f"ancestors.tulu_sft.{key}"])
+            find_differences([(baseline, mul_tokens)], [])
+        allowed = find_differences([(baseline, mul_tokens)], [f"ancestors.tulu_sft.{key}"])
         assert [d.key for d in allowed] == [f"ancestors.tulu_sft.{key}"]
 
 
@@ -284,10 +285,10 @@ def test_seeds_and_order_of_ancestors_are_free_across_pairs_and_nothing_else(exp
                 change(record, key)
         pairs = [tuple(first), tuple(second)]
         if free:
-            assert comparison.differences(pairs, []) == []
+            assert find_differences(pairs, []) == []
         else:
             with pytest.raises(UserError, match=f"ancestors.tulu_sft.{key}"):
-                comparison.differences(pairs, [])
+                find_differences(pairs, [])
 
 
 def test_cards_that_tell_nothing_hide_no_difference_of_those_that_do(experiment):
@@ -297,13 +298,13 @@ def test_cards_that_tell_nothing_hide_no_difference_of_those_that_do(experiment)
     for run in (*pairs[0], pairs[1][0], pairs[2][0]):
         for evaluation in run.evaluations.values():
             del evaluation.card["training"]["ancestors"]
-    assert comparison.differences(pairs, []) == []
-    (said,) = [w for w in comparison.untold([r for p in pairs for r in p]) if "parent" in w]
+    assert find_differences(pairs, []) == []
+    (said,) = [w for w in untold_by_cards([r for p in pairs for r in p]) if "parent" in w]
     assert said.endswith("not say how the parent was trained: only the last stage is compared.")
     for record in tulu(pairs[2][1]):
         change(record, "config.training.learning_rate")
     with pytest.raises(UserError, match="learning_rate"):
-        comparison.differences(pairs, [])
+        find_differences(pairs, [])
 
 
 @pytest.mark.parametrize(
@@ -326,8 +327,8 @@ def test_an_arm_that_was_not_treated_as_it_says_is_refused(experiment, arm, stag
     for record in records:
         record |= {"inject": inject, "injected_tokens": count}
     with pytest.raises(UserError, match=f"{stage}.inject is {inject} with {count} fact tokens"):
-        comparison.differences([tuple(runs)], [])
-    (permitted,) = comparison.differences([tuple(runs)], [f"{stage}.inject"])
+        find_differences([tuple(runs)], [])
+    (permitted,) = find_differences([tuple(runs)], [f"{stage}.inject"])
     assert permitted.key == f"{stage}.inject"
 
 
@@ -356,7 +357,7 @@ def test_the_shell_hears_of_both(demo, capsys):
 def shuffled(folder, seed):
     """Put the lines of a folder's GSM8K items into another order; what hashes them follows."""
     items, rationales = (
-        run_card.read_lines(folder / f"gsm8k_{kind}.jsonl") for kind in ("items", "rationales")
+        read_lines(folder / f"gsm8k_{kind}.jsonl") for kind in ("items", "rationales")
     )
     random.Random(seed).shuffle(items)
     place = {item["id"]: number for number, item in enumerate(items)}
@@ -364,7 +365,7 @@ def shuffled(folder, seed):
     for kind, lines in (("items", items), ("rationales", rationales)):
         path = folder / f"gsm8k_{kind}.jsonl"
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    edit(folder / "gsm8k_results.json", "rationales.sha256", run_card.file_digest(path))
+    edit(folder / "gsm8k_results.json", "rationales.sha256", file_digest(path))
     rewrite_items(folder, lambda number, item: {})
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from domain_tokens import config
-from domain_tokens.config import (
+from domain_tokens.errors import UserError
+from domain_tokens.runs import config
+from domain_tokens.runs.config import (
     MAX_SEED,
     AnalysisPlan,
     GSM8KEvalConfig,
@@ -17,7 +18,6 @@ from domain_tokens.config import (
     SFTConfig,
     load_config,
 )
-from domain_tokens.errors import UserError
 from tests.conftest import ROOT
 
 TULU = ROOT / "sft/configs/tulu.yaml"

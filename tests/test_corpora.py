@@ -7,9 +7,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from domain_tokens.corpora import digest, hold_out, order, rank, without_rows_of
+from domain_tokens.data.corpora import (
+    digest_of_ids,
+    epoch_order,
+    hash_rank,
+    hold_out,
+    without_rows_of,
+)
+from domain_tokens.data.examples import Conversation, Problem
 from domain_tokens.errors import UserError
-from domain_tokens.examples import Conversation, Problem
 from tests.rows import chat_row, conversations, problem_row, problems, write_jsonl
 
 # --- duplicates and accounts ----------------------------------------------------------------------
@@ -55,7 +61,7 @@ def test_of_equal_contents_the_first_by_rank_is_drawn(tmp_path_factory, pairs, l
     loaded = problems(write_jsonl(folder / "a.jsonl", rows), limit=limit)
     best = {}
     for number, content in contents.items():
-        key = (rank(0, f"i{number}"), f"i{number}")
+        key = (hash_rank(0, f"i{number}"), f"i{number}")
         best[content] = min(best.get(content, key), key)
     assert [item.id for item in loaded.items] == [key[1] for key in sorted(best.values())][:limit]
     assert loaded.duplicates == len(rows) - len(best)
@@ -77,7 +83,7 @@ def test_composition_counts_the_kept_rows(tmp_path: Path):
 
 def test_rank_is_pinned():
     """The subset of every published run hangs on these numbers."""
-    assert [rank(42, "a"), rank("42:0", "a"), rank(7, "é")] == [
+    assert [hash_rank(42, "a"), hash_rank("42:0", "a"), hash_rank(7, "é")] == [
         10167919162102447641,
         727383432534534673,
         17366406585480485519,
@@ -103,7 +109,9 @@ def test_the_subset_does_not_depend_on_file_order(tmp_path_factory, numbers, lim
 
     # Against the definition, sorting everything.
     every = problems(folder / "a.jsonl", limit=None, seed=seed).items
-    expected = sorted({item.id: item for item in every}.values(), key=lambda i: rank(seed, i.id))
+    expected = sorted(
+        {item.id: item for item in every}.values(), key=lambda i: hash_rank(seed, i.id)
+    )
     assert loaded.items == expected[:limit]
 
 
@@ -135,7 +143,7 @@ def test_hold_out_splits_by_hash_and_keeps_the_order():
     assert kept == [item for item in items if item in kept]
     turned = hold_out(items[::-1], count=8, seed=3)
     assert {item.id for item in turned[1]} == {item.id for item in held}
-    assert max(rank(3, item.id) for item in held) < min(rank(3, item.id) for item in kept)
+    assert max(hash_rank(3, item.id) for item in held) < min(hash_rank(3, item.id) for item in kept)
     assert hold_out(items, count=0, seed=3) == (items, [])
     with pytest.raises(UserError, match=r"hold-out of 50 examples .* lower data\.holdout"):
         hold_out(items, count=50, seed=3)
@@ -143,16 +151,18 @@ def test_hold_out_splits_by_hash_and_keeps_the_order():
 
 def test_epochs_are_different_permutations_that_follow_the_ids():
     ids = [f"id-{number}" for number in range(40)]
-    first, second = (order(ids, seed=42, epoch=epoch) for epoch in (0, 1))
+    first, second = (epoch_order(ids, seed=42, epoch=epoch) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(40))
-    assert first != second != order(ids, seed=43, epoch=1)
-    turned = order(ids[::-1], seed=42, epoch=0)
+    assert first != second != epoch_order(ids, seed=43, epoch=1)
+    turned = epoch_order(ids[::-1], seed=42, epoch=0)
     assert [ids[::-1][at] for at in turned] == [ids[at] for at in first]
 
 
 def test_the_digest_sees_order_and_boundaries():
-    assert len(digest([])) == 64
-    digests = {digest(ids) for ids in (["a", "b"], ["b", "a"], ["ab"], ['a","b'], iter(["a"]))}
+    assert len(digest_of_ids([])) == 64
+    digests = {
+        digest_of_ids(ids) for ids in (["a", "b"], ["b", "a"], ["ab"], ['a","b'], iter(["a"]))
+    }
     assert len(digests) == 5
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain_tokens.corpora import load_problems
-from domain_tokens.decontamination import Decontaminator, find_repeat
-from domain_tokens.examples import Conversation, problem_messages
+from domain_tokens.data.corpora import load_problems
+from domain_tokens.data.decontamination import Decontaminator, find_repeat
+from domain_tokens.data.examples import Conversation, problem_messages
 from tests.rows import conversations
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"

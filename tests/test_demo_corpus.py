@@ -6,19 +6,25 @@ from itertools import islice
 
 import pytest
 
-from domain_tokens import demo_corpus
 from domain_tokens.answers import extract_strict
+from domain_tokens.data.demo_corpora import (
+    chat_rows,
+    pretraining_texts,
+    train_tokenizer,
+    write_demo_corpora,
+)
+from domain_tokens.data.demo_problems import problem_rows
 from domain_tokens.errors import UserError
 from domain_tokens.injection import find_facts
 from domain_tokens.prompts import plain_encoder
-from tests.conftest import tree
+from tests.conftest import plant, tree
 
 SPLITS = ("pretraining", "train", "test")
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_calculation_holds_and_the_last_one_is_the_answer(split):
-    for row in demo_corpus.problem_rows(300, 1, split):
+    for row in problem_rows(300, 1, split):
         steps = re.findall(r"<<(\d+)([*+-])(\d+)=(\d+)>>(\d+)", row["answer"])
         for left, sign, right, result, shown in steps:
             value = {"*": int.__mul__, "+": int.__add__, "-": int.__sub__}[sign]
@@ -32,15 +38,14 @@ def test_every_calculation_holds_and_the_last_one_is_the_answer(split):
 
 def test_no_question_is_in_two_splits_or_twice_in_one():
     questions = {
-        split: [row["question"] for row in demo_corpus.problem_rows(500, 1, split)]
-        for split in SPLITS
+        split: [row["question"] for row in problem_rows(500, 1, split)] for split in SPLITS
     }
     seen = [question for rows in questions.values() for question in rows]
     assert len(seen) == len(set(seen)) == 1500
 
 
 def test_the_chat_mixture_holds_what_it_is_meant_to_teach():
-    rows = list(demo_corpus.chat_rows(400, 1))
+    rows = list(chat_rows(400, 1))
     assert len({row["id"] for row in rows}) == 400
     assert len({json.dumps(row["messages"]) for row in rows}) == 400
     roles = [[message["role"] for message in row["messages"]] for row in rows]
@@ -55,15 +60,15 @@ def test_the_chat_mixture_holds_what_it_is_meant_to_teach():
 
 def test_rows_depend_on_the_seed_alone():
     for make in (
-        lambda seed: list(demo_corpus.chat_rows(20, seed)),
-        lambda seed: list(demo_corpus.problem_rows(20, seed, "train")),
-        lambda seed: list(demo_corpus.pretraining_texts(20, seed)),
+        lambda seed: list(chat_rows(20, seed)),
+        lambda seed: list(problem_rows(20, seed, "train")),
+        lambda seed: list(pretraining_texts(20, seed)),
     ):
         assert make(1) == make(1) != make(2)
 
 
 def test_every_digit_is_a_token_of_its_own():
-    tokenizer = demo_corpus.train_tokenizer(demo_corpus.pretraining_texts(300, 1), 400)
+    tokenizer = train_tokenizer(pretraining_texts(300, 1), 400)
     pieces = plain_encoder(tokenizer).encode("12*345 = 4140 apples", add_special_tokens=False)
     digits = [token.lstrip("Ġ") for token in pieces.tokens if re.search(r"\d", token)]
     assert digits == list("123454140")
@@ -72,18 +77,18 @@ def test_every_digit_is_a_token_of_its_own():
 
 def test_corpora_are_written_once_and_others_are_refused(tmp_path, monkeypatch):
     sizes = {"pretraining": 60, "chat": 12, "train": 12, "test": 6}
-    monkeypatch.setattr(demo_corpus, "SIZES", sizes)
+    plant(monkeypatch, "domain_tokens.data.demo_corpora.SIZES", sizes)
     folder = tmp_path / "data"
-    assert demo_corpus.write(folder, seed=1)
+    assert write_demo_corpora(folder, seed=1)
     before = tree(tmp_path)
     for name, count in sizes.items():
         assert len((folder / f"{name}.jsonl").read_text().splitlines()) == count
-    assert not demo_corpus.write(folder, seed=1)
+    assert not write_demo_corpora(folder, seed=1)
     with pytest.raises(UserError, match="other demo corpora"):
-        demo_corpus.write(folder, seed=2)
+        write_demo_corpora(folder, seed=2)
     assert tree(tmp_path) == before
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="'validation'"):
-        list(islice(demo_corpus.problem_rows(1, 1, "validation"), 1))
+        list(islice(problem_rows(1, 1, "validation"), 1))

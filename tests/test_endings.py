@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from domain_tokens import command_line
 from domain_tokens.errors import StoppedError
+from domain_tokens.runs.cli import Parser, run_script
 from tests.conftest import call, load_script
 from tests.test_scripts import SCRIPTS, arguments
 
@@ -44,13 +44,13 @@ def test_resuming_is_advised_where_it_can_be_done(
 ):
     """compare_runs, sample and others advised --resume, which they refuse as unknown."""
     has_it = "--resume" in helped(script, capsys)
-    honest = command_line.Parser.parse_args
+    honest = Parser.parse_args
 
     def parse(self, args=None, namespace=None):
         honest(self, args, namespace)
         raise error
 
-    monkeypatch.setattr(command_line.Parser, "parse_args", parse)
+    monkeypatch.setattr(Parser, "parse_args", parse)
     assert call(script, *arguments(script, tmp_path)) == status
     shown = capsys.readouterr().err
     assert ("--resume" in shown) == has_it
@@ -66,7 +66,7 @@ def test_the_script_that_was_called_gives_the_advice(capsys):
                 load_script(script).main(["--help"])
         raise KeyboardInterrupt
 
-    assert command_line.run(main) == 1
+    assert run_script(main) == 1
     assert "give the same command again" in capsys.readouterr().err
 
 
@@ -92,7 +92,7 @@ def test_text_that_a_console_lacks_ends_no_run(encoding, monkeypatch):
         print(text, file=sys.stderr)
         return 0
 
-    assert command_line.run(main) == 0
+    assert run_script(main) == 0
     output.flush()
     shown = output.buffer.getvalue().decode(encoding)
     assert "\\u4f60" in shown
@@ -113,7 +113,7 @@ def test_json_stays_json_on_a_console_without_unicode(monkeypatch, tmp_path):
                 script.show([], [[sample]], args, "é?")
                 return 0
 
-            assert command_line.run(main) == 0
+            assert run_script(main) == 0
             output.flush()
             line = json.loads(output.buffer.getvalue().decode(encoding))
         assert line == {"asked": "é?", **sample}

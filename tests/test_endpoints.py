@@ -5,18 +5,28 @@ import math
 import pytest
 import torch
 
-from domain_tokens import endpoints, evaluation, metrics
 from domain_tokens.errors import UserError
-from domain_tokens.generation import Response, Sampling, generate
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+from domain_tokens.evaluation.endpoints import (
+    answer_scores,
+    cut_before_answer,
+    distractors,
+    sample_seed,
+    table_scores,
+)
+from domain_tokens.evaluation.fact_tokens import facts_in_place
+from domain_tokens.evaluation.metrics import table_metrics
+from domain_tokens.evaluation.probes import TABLE, TEMPLATES
+from domain_tokens.inference.decoder import Response, generate
+from domain_tokens.inference.sampling import Sampling
 from domain_tokens.injection import stands_right
-from domain_tokens.probes import TABLE, TEMPLATES
 from domain_tokens.prompts import Renderer
 from domain_tokens.vocabulary import layout_of
 
 
 @pytest.fixture
 def subject(tiny_model, tokenizer, tmp_path):
-    return evaluation.Subject(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer), "fp32")
+    return LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer), "fp32")
 
 
 def log_prob(model, prompt, continuation):
@@ -27,8 +37,8 @@ def log_prob(model, prompt, continuation):
 
 
 def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
-    lines = endpoints.table_scores(subject, forced_start=" The answer is")
-    found = metrics.table_metrics(lines)
+    lines = table_scores(subject, forced_start=" The answer is")
+    found = table_metrics(lines)
     renderer = Renderer(subject.tokenizer)
     products = sorted({a * b for a, b in TABLE})
     values = []
@@ -53,7 +63,7 @@ def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
         Response(renderer.encode(" Never comes to it"), "length"),
     ]
     frequent = [str(n) for n in range(4, 22)]
-    (score,) = endpoints.answer_scores(subject, [prompt], ["5"], [rationales], frequent)
+    (score,) = answer_scores(subject, [prompt], ["5"], [rationales], frequent)
     answer = [*renderer.encode(" 5"), renderer.eos]
     logs = [
         log_prob(subject.model, [*prompt, *renderer.encode(start)], answer)
@@ -80,7 +90,7 @@ def test_no_gold_text_is_shown_before_the_answer(subject):
     rationale = [Response(renderer.encode(" 2.\n#### 9"), "eos")]
     seen = []
     for gold in ("5", "77"):
-        (score,) = endpoints.answer_scores(subject, [prompt], [gold], [rationale], frequent)
+        (score,) = answer_scores(subject, [prompt], [gold], [rationale], frequent)
         context = [*prompt, *renderer.encode(" 2.\n####")]
         wanted = log_prob(subject.model, context, [*renderer.encode(f" {gold}"), renderer.eos])
         seen.append(score.g1_log == pytest.approx(wanted, abs=1e-3))
@@ -93,7 +103,7 @@ FREQUENT = ["24", "18.0", "12", "1018", "1,018", *(str(n) for n in range(30, 45)
 @pytest.mark.parametrize("gold", ["18", "1,018", "1018", "24", "24.00", "7", "-3", "a dozen"])
 def test_g2_has_sixteen_distractors_that_are_other_numbers(gold):
     """It had 17 where the gold was none of the frequent answers, or was written otherwise."""
-    found = endpoints.distractors(FREQUENT, gold)
+    found = distractors(FREQUENT, gold)
     numbers = [float(text.replace(",", "")) for text in found]
     assert len(found) == len(set(numbers)) == 16
     if gold != "a dozen":
@@ -103,7 +113,7 @@ def test_g2_has_sixteen_distractors_that_are_other_numbers(gold):
 
 def test_too_few_distractors_are_refused_before_anything_is_decoded():
     with pytest.raises(UserError, match="has 15 numbers"):
-        endpoints.distractors([str(n) for n in range(16)] + ["3.0"], "3")
+        distractors([str(n) for n in range(16)] + ["3.0"], "3")
 
 
 def test_a_sample_depends_on_its_id_and_on_nothing_else(subject):
@@ -113,7 +123,7 @@ def test_a_sample_depends_on_its_id_and_on_nothing_else(subject):
     prompts = [renderer.prompt([("user", f"Question {k}")]) for k in range(7)]
 
     def draw(order, batch_size):
-        seeds = tuple(endpoints.sample_seed(42, ids[i]) for i in order)
+        seeds = tuple(sample_seed(42, ids[i]) for i in order)
         responses = generate(
             subject.model,
             [prompts[i] for i in order],
@@ -136,7 +146,7 @@ def test_a_sample_depends_on_its_id_and_on_nothing_else(subject):
 )
 def test_a_rationale_is_cut_before_its_answer(subject, text, kept, forced):
     ids = Renderer(subject.tokenizer).encode(text)
-    cut, was_forced = endpoints.cut_before_answer(subject.tokenizer, Response(ids, "eos"))
+    cut, was_forced = cut_before_answer(subject.tokenizer, Response(ids, "eos"))
     assert (subject.tokenizer.decode(cut), was_forced) == (kept, forced)
 
 
@@ -168,4 +178,4 @@ def test_facts_of_a_response_are_judged_one_by_one(subject):
         fact,
         *renderer.encode("."),
     ]
-    assert evaluation.facts_in_place(subject, ids) == [True, False]
+    assert facts_in_place(subject, ids) == [True, False]

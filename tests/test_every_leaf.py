@@ -16,8 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens import comparison, lineage, run_card, verification
+from domain_tokens.checkpoints.lineage import BrokenLinkError, verify_checkpoint, verify_evaluation
+from domain_tokens.comparison.must_equal import find_differences
+from domain_tokens.comparison.runs import _load_evaluation, load_run
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation.verification import verify_data, verify_tokens
+from domain_tokens.runs.files import SEAL, file_digest, sealed, write_json
+from tests.conftest import plant
 
 STAGES = ("hf_baseline", "hf_mul_tokens", "sft_tulu_mul_tokens", "sft_gsm8k_mul_tokens")
 EVALUATION = "eval_mul_tokens"
@@ -103,9 +108,9 @@ def write(path, tree):
         path.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in tree))
         return
     with suppress(TypeError, KeyError):
-        if run_card.SEAL in tree["card"]["training"]:
-            tree["card"]["training"] = run_card.sealed(tree["card"]["training"])
-    run_card.write_json(path, tree)
+        if SEAL in tree["card"]["training"]:
+            tree["card"]["training"] = sealed(tree["card"]["training"])
+    write_json(path, tree)
 
 
 def bind(path):
@@ -114,26 +119,26 @@ def bind(path):
     results = path.with_name(f"{name}_results.json")
     tree = json.loads(results.read_text())
     lines = path.read_text().splitlines()
-    tree[kind] |= {"sha256": run_card.file_digest(path), "count": len(lines)}
-    run_card.write_json(results, tree)
+    tree[kind] |= {"sha256": file_digest(path), "count": len(lines)}
+    write_json(results, tree)
 
 
 def complaint(chain, path):
     """Return the first line in which check_checkpoint or compare_runs names what is wrong."""
     try:
         if path.parent.name != EVALUATION:
-            lineage.verify_checkpoint(chain / STAGES[-1])
-            lineage.verify_evaluation(chain / EVALUATION / "gsm8k_results.json")
+            verify_checkpoint(chain / STAGES[-1])
+            verify_evaluation(chain / EVALUATION / "gsm8k_results.json")
             return None
         name = path.name.partition("_")[0]
         results = path.with_name(f"{name}_results.json")
-        lineage.verify_evaluation(results)
+        verify_evaluation(results)
         # What load_run does for this evaluation; the other one has not changed.
         run = replace(whole(chain, EVALUATION), evaluations={name: load(chain / EVALUATION, name)})
-        comparison.differences([(whole(chain, "eval_baseline"), run)], [])
-        verification.verify_tokens(results, chain / STAGES[-1])
-        verification.verify_data(results, chain / STAGES[-1])
-    except (lineage.BrokenLinkError, UserError) as error:
+        find_differences([(whole(chain, "eval_baseline"), run)], [])
+        verify_tokens(results, chain / STAGES[-1])
+        verify_data(results, chain / STAGES[-1])
+    except (BrokenLinkError, UserError) as error:
         return str(error)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         return f"{path.parent}: {error!r}"  # as lineage.check_evaluation says it
@@ -141,13 +146,13 @@ def complaint(chain, path):
 
 
 def load(folder, name):
-    return comparison._load_evaluation(folder, name)
+    return _load_evaluation(folder, name)
 
 
 @cache
 def whole(chain, name):
     """A run as it was before anything was changed."""
-    return comparison.load_run(chain / name, condition=None)
+    return load_run(chain / name, condition=None)
 
 
 def label(path, leaf):
@@ -166,7 +171,7 @@ def cases(chain):
     for path in files_of(chain):
         tree = read(path)
         for leaf in leaves(tree):
-            if leaf[-1:] == (run_card.SEAL,):
+            if leaf[-1:] == (SEAL,):
                 continue  # what is sealed again is no change
             node = tree
             for key in leaf:
@@ -199,16 +204,16 @@ def test_lines_that_the_results_do_not_name_are_refused(chain, kind):
 @pytest.fixture
 def digests(monkeypatch):
     """Hash a file once as long as nobody writes to it: two thousand times are half of the test."""
-    honest, known = run_card.file_digest, {}
+    honest, known = file_digest, {}
 
-    def file_digest(file):
+    def remembered(file):
         about = file.stat()
         key = (file, about.st_mtime_ns, about.st_size, about.st_ino)
         if key not in known:
             known[key] = honest(file)
         return known[key]
 
-    monkeypatch.setattr(run_card, "file_digest", file_digest)
+    plant(monkeypatch, "domain_tokens.runs.files.file_digest", remembered)
 
 
 @pytest.mark.slow

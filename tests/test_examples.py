@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from domain_tokens.data.examples import Problem, problem_messages
 from domain_tokens.errors import UserError
-from domain_tokens.examples import Problem, problem_messages
 from tests.rows import chat_row, conversations, message_of, problem_row, problems, write_jsonl
 
 

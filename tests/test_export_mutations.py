@@ -15,9 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domain_tokens import nanogpt, nanogpt_proof, vocabulary
+from domain_tokens import vocabulary
+from domain_tokens.checkpoints.nanogpt import to_gpt2
+from domain_tokens.checkpoints.nanogpt_proof import (
+    UNREAD_KEYS,
+    account_for_file,
+    compare_logits,
+    compare_values,
+    prove_export,
+    read_original,
+)
 from domain_tokens.errors import UserError
-from tests.conftest import ROOT, call, tree
+from tests.conftest import ROOT, call, plant, tree
 
 WIDTH, LAYERS, HEADS, ROWS = 16, 2, 4, 50_304
 BLOCK = WIDTH  # so that wpe has the square shape of attn.c_proj
@@ -195,7 +204,7 @@ def test_every_change_of_a_tensor_is_refused(finished, copy):
     assert all(t.unique().numel() > 1 for t in weights.values())  # or a change changes nothing
 
     def prove():
-        nanogpt_proof.prove(source, copy, activation="gelu", seed=SEED)
+        prove_export(source, copy, activation="gelu", seed=SEED)
 
     assert refusal(prove) is None  # unchanged, it passes
     changes = itertools.chain(single_changes(weights, COARSE | FINE), swaps(weights))
@@ -216,10 +225,10 @@ def test_logits_alone_see_what_is_not_small(finished, copy):
     """The forward pass is a proof of its own: it knows nothing of the comparison of values."""
     source, _ = finished
     weights = load_file(copy / "model.safetensors")
-    original = nanogpt_proof.read_original(source)
+    original = read_original(source)
 
     def prove():
-        nanogpt_proof.compare_logits(original, copy, activation="gelu")
+        compare_logits(original, copy, activation="gelu")
 
     assert refusal(prove) is None
     kinds = {kind: COARSE[kind] for kind in ("zero", "permute")}
@@ -230,7 +239,7 @@ def test_logits_alone_see_what_is_not_small(finished, copy):
 def test_values_see_what_logits_cannot(finished, copy):
     """Softmax drops what a key's bias adds; rows that the export added are in no file's logits."""
     source, _ = finished
-    original = nanogpt_proof.read_original(source)
+    original = read_original(source)
     weights = load_file(copy / "model.safetensors")
     unseen = {
         "transformer.h.1.attn.c_attn.bias": slice(WIDTH, 2 * WIDTH),  # of the keys
@@ -240,8 +249,8 @@ def test_values_see_what_logits_cannot(finished, copy):
         changed = weights[name].clone()
         changed[part] *= 2
         save_file({**weights, name: changed}, copy / "model.safetensors", metadata={"format": "pt"})
-        assert refusal(nanogpt_proof.compare_logits, original, copy, activation="gelu") is None
-        assert name in refusal(nanogpt_proof.compare_values, original, copy, seed=SEED)
+        assert refusal(compare_logits, original, copy, activation="gelu") is None
+        assert name in refusal(compare_values, original, copy, seed=SEED)
 
 
 CONFIG = {
@@ -275,7 +284,7 @@ CONFIG = {
 def test_every_change_of_the_config_is_refused(finished, copy):
     source, _ = finished
     config = json.loads((copy / "config.json").read_text())
-    unread = nanogpt_proof.UNREAD_KEYS
+    unread = UNREAD_KEYS
     assert config.keys() <= CONFIG.keys() | unread.keys()  # or a key is neither tried nor excused
     changes = [(key, {**config, key: value}) for key, values in CONFIG.items() for value in values]
     changes.append(("tie", {**config, "tie_word_embeddings": not config["tie_word_embeddings"]}))
@@ -284,7 +293,7 @@ def test_every_change_of_the_config_is_refused(finished, copy):
     passed = []
     for name, changed in changes:
         (copy / "config.json").write_text(json.dumps(changed))
-        words = refusal(nanogpt_proof.prove, source, copy, activation="gelu", seed=SEED)
+        words = refusal(prove_export, source, copy, activation="gelu", seed=SEED)
         print(f"config: {name:36} {'passed' if words is None else 'refused'}")
         if words is None or "config.json has" not in words:
             passed.append(name)
@@ -299,20 +308,20 @@ def test_keys_that_are_not_read_change_no_logit(finished, copy):
         "summary_activation": "tanh", "summary_first_dropout": 0.9, "transformers_version": "4",
         "summary_proj_to_labels": False, "summary_use_proj": False,
     }  # fmt: skip
-    assert values.keys() == nanogpt_proof.UNREAD_KEYS.keys()
+    assert values.keys() == UNREAD_KEYS.keys()
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | values))
-    report = nanogpt_proof.prove(source, copy, activation="gelu", seed=SEED)
+    report = prove_export(source, copy, activation="gelu", seed=SEED)
     assert report["config_keys_unread"] == len(values)
 
 
 def test_other_weights_in_the_folder_are_refused(finished, copy):
     source, _ = finished
     shutil.copy(copy / "model.safetensors", copy / "other.safetensors")
-    words = refusal(nanogpt_proof.prove, source, copy, activation="gelu", seed=SEED)
+    words = refusal(prove_export, source, copy, activation="gelu", seed=SEED)
     assert "stored twice" in words
     (copy / "other.safetensors").rename(copy / "pytorch_model.bin")
-    words = refusal(nanogpt_proof.prove, source, copy, activation="gelu", seed=SEED)
+    words = refusal(prove_export, source, copy, activation="gelu", seed=SEED)
     assert "pytorch_model.bin" in words
 
 
@@ -334,11 +343,11 @@ def test_the_proof_says_what_it_covered(finished):
     assert report["largest_logit_difference"] <= report["tolerance"] < 1e-6
     card = json.loads((folder / "run_card.json").read_text())
     assert card["proof"] == proof
-    assert nanogpt_proof.prove(source, folder, activation="gelu", seed=SEED) == proof
+    assert prove_export(source, folder, activation="gelu", seed=SEED) == proof
 
 
 def test_the_proof_imports_nothing_from_the_conversion():
-    code = ast.parse((ROOT / "domain_tokens/nanogpt_proof.py").read_text())
+    code = ast.parse((ROOT / "domain_tokens/checkpoints/nanogpt_proof.py").read_text())
     imported = set()
     for node in ast.walk(code):
         if isinstance(node, ast.Import):
@@ -430,14 +439,14 @@ def test_a_fault_in_the_conversion_is_caught(tmp_path, monkeypatch, capsys, faul
     """The script ends with one line and status 2, and leaves nothing, whatever the conversion does
     wrong; the first two are faults that this study's exporters had."""
     torch.save(content(random_state(untied=fault is head_tied)), tmp_path / "ckpt.pt")
-    right = nanogpt.to_gpt2
+    right = to_gpt2
 
     def wrong(checkpoint, *, activation):
         model = right(checkpoint, activation=activation)
         fault(model)
         return model
 
-    monkeypatch.setattr(nanogpt, "to_gpt2", wrong)
+    plant(monkeypatch, "domain_tokens.checkpoints.nanogpt.to_gpt2", wrong)
     before = tree(tmp_path)
     assert export(tmp_path / "ckpt.pt", tmp_path / "out") == 2
     shown = capsys.readouterr().err
@@ -461,14 +470,14 @@ def test_a_finished_folder_outlives_a_failed_replacement(finished, tmp_path, mon
     source, folder = finished
     shutil.copytree(folder, tmp_path / "out")
     before = tree(tmp_path)
-    right = nanogpt.to_gpt2
+    right = to_gpt2
 
     def wrong(checkpoint, *, activation):
         model = right(checkpoint, activation=activation)
         the_first_builds_fault(model)
         return model
 
-    monkeypatch.setattr(nanogpt, "to_gpt2", wrong)
+    plant(monkeypatch, "domain_tokens.checkpoints.nanogpt.to_gpt2", wrong)
     assert export(source, tmp_path / "out", "--overwrite") == 2
     assert "c_attn.bias differs" in capsys.readouterr().err
     assert tree(tmp_path) == before
@@ -514,11 +523,11 @@ def test_a_tensor_that_takes_no_part_is_named(finished, tmp_path, case):
     state = torch.load(source, weights_only=True)["model"]
     change(state)
     torch.save(content(state), tmp_path / "ckpt.pt")
-    words = refusal(nanogpt_proof.prove, tmp_path / "ckpt.pt", folder, activation="gelu", seed=SEED)
+    words = refusal(prove_export, tmp_path / "ckpt.pt", folder, activation="gelu", seed=SEED)
     assert name in words
-    original = nanogpt_proof.read_original(tmp_path / "ckpt.pt")
-    nanogpt_proof.compare_logits(original, folder, activation="gelu")  # logits do not see it
-    assert name in refusal(nanogpt_proof.account, original)
+    original = read_original(tmp_path / "ckpt.pt")
+    compare_logits(original, folder, activation="gelu")  # logits do not see it
+    assert name in refusal(account_for_file, original)
 
 
 @pytest.mark.parametrize("finished", ["tied"], indirect=True)
@@ -532,7 +541,7 @@ def test_every_change_of_the_file_is_refused(finished, tmp_path):
         for kind, change in {"zero": torch.zeros_like, "one ulp": one_ulp_more}.items():
             torch.save(content({**state, name: change(state[name])}), tmp_path / "ckpt.pt")
             tried += 1
-            prove = nanogpt_proof.prove
+            prove = prove_export
             words = refusal(prove, tmp_path / "ckpt.pt", folder, activation="gelu", seed=SEED)
             if words is None:
                 passed.append((kind, name))

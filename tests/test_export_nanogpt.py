@@ -15,7 +15,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from domain_tokens import checkpoints, nanogpt, nanogpt_proof
+from domain_tokens.checkpoints.folder import load_model
+from domain_tokens.checkpoints.nanogpt import WRAPPERS, _named_tensors, load_nanogpt
+from domain_tokens.checkpoints.nanogpt_proof import compare_logits, read_original
 from domain_tokens.errors import UserError
 from tests.conftest import call, tree
 
@@ -125,7 +127,7 @@ def test_every_public_shape_passes_its_proof(save, tmp_path, capsys):
             assert call("scripts/check_checkpoint.py", folder) == 0, capsys.readouterr().out
         tanh = "config" in name
         assert report["activation"] == ("gelu_pytorch_tanh" if tanh else "gelu")
-    kept = checkpoints.load_model(tmp_path / "50349", dtype=torch.float32)
+    kept = load_model(tmp_path / "50349", dtype=torch.float32)
     rows = files["50349"]["model"]["transformer.wte.weight"]
     assert kept.get_input_embeddings().weight.equal(rows)
 
@@ -143,10 +145,10 @@ def test_the_wrong_activation_is_refused_by_nobody_but_told(save, tmp_path, caps
 def test_the_two_activations_differ_by_more_than_the_tolerance(save, tmp_path):
     path = save(nanogpt_file(raw_state()))
     assert export(path, tmp_path / "out") == 0
-    original = nanogpt_proof.read_original(path)
-    nanogpt_proof.compare_logits(original, tmp_path / "out", activation="gelu")
+    original = read_original(path)
+    compare_logits(original, tmp_path / "out", activation="gelu")
     with pytest.raises(UserError, match="logits differ by"):
-        nanogpt_proof.compare_logits(original, tmp_path / "out", activation="gelu_pytorch_tanh")
+        compare_logits(original, tmp_path / "out", activation="gelu_pytorch_tanh")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -154,7 +156,7 @@ def test_other_number_types_become_fp32_exactly(save, tmp_path, dtype):
     """float64 that fp32 cannot hold is refused, see REFUSED."""
     state = {name: t.to(dtype) for name, t in raw_state().items()}
     assert export(save(nanogpt_file(state)), tmp_path / "out") == 0
-    model = checkpoints.load_model(tmp_path / "out", dtype=torch.float32)
+    model = load_model(tmp_path / "out", dtype=torch.float32)
     attention = model.get_parameter("transformer.h.1.attn.c_attn.weight").data
     assert attention.dtype == torch.float32
     assert attention.t().double().equal(state["transformer.h.1.attn.c_attn.weight"].double())
@@ -165,7 +167,7 @@ def test_an_untied_head_is_exported_as_one(save, tmp_path, capsys):
     state["lm_head.weight"] = state["lm_head.weight"].flip(0)
     assert export(save(nanogpt_file(state)), tmp_path / "out") == 0
     assert "lm_head differs from wte" in capsys.readouterr().out
-    model = checkpoints.load_model(tmp_path / "out", dtype=torch.float32)
+    model = load_model(tmp_path / "out", dtype=torch.float32)
     head = model.get_output_embeddings().weight
     assert head is not model.get_input_embeddings().weight
     assert head[:50_304].equal(state["lm_head.weight"])
@@ -396,7 +398,7 @@ def test_what_changes_nothing_is_accepted_and_said(save, tmp_path, capsys):
 def test_padded_vocabularies_of_gpt2_are_accepted(save, rows):
     content = nanogpt_file(raw_state(rows))
     content["model_args"]["vocab_size"] = rows
-    assert nanogpt.load(save(content)).vocab_size == rows
+    assert load_nanogpt(save(content)).vocab_size == rows
 
 
 @settings(max_examples=20, deadline=None)
@@ -407,13 +409,13 @@ def test_wrappers_anywhere_leave_the_same_names(data):
     for name, tensor in state.items():
         parts = name.split(".")
         for place in range(len(parts) - 1, -1, -1):
-            parts[place:place] = data.draw(st.lists(st.sampled_from(nanogpt.WRAPPERS), max_size=2))
+            parts[place:place] = data.draw(st.lists(st.sampled_from(WRAPPERS), max_size=2))
         wrapped[".".join(parts)] = tensor
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ckpt.pt"
         torch.save(nanogpt_file(wrapped), path)
-        tensors, masks = nanogpt._named_tensors(path, wrapped)
-        original = nanogpt_proof.read_original(path)
+        tensors, masks = _named_tensors(path, wrapped)
+        original = read_original(path)
     assert tensors.keys() | masks.keys() == state.keys() == original.tensors.keys()
     assert masks.keys() == {name for name in state if name.endswith(".attn.bias")}
 
@@ -431,7 +433,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(data):
         path = Path(folder) / "ckpt.pt"
         torch.save(nanogpt_file(state), path)
         with pytest.raises(UserError) as error:
-            nanogpt.load(path)
+            load_nanogpt(path)
     shown = str(error.value)
     if name == "transformer.wte.weight":  # or the head, whose rows should be as many
         assert "wte.weight is (" in shown or "lm_head.weight is (" in shown

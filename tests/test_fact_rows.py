@@ -6,23 +6,31 @@ import shutil
 import pytest
 import torch
 
-from domain_tokens import checkpoints, fact_rows
-from domain_tokens.run_card import write_json
+from domain_tokens.checkpoints.fact_rows import (
+    DRAWN,
+    KEPT,
+    begin_fact_rows,
+    fact_rows_in_words,
+    rule_of_base,
+)
+from domain_tokens.checkpoints.folder import load_model, load_tokenizer
+from domain_tokens.checkpoints.hashes import weights_hash
+from domain_tokens.runs.files import write_json
 from domain_tokens.vocabulary import layout_of
 from tests.conftest import call
 
 
 def embeddings(folder):
     """The rows of a checkpoint's vocabulary, and its layout."""
-    layout = layout_of(checkpoints.load_tokenizer(folder))
-    model = checkpoints.load_model(folder, dtype=torch.float32)
+    layout = layout_of(load_tokenizer(folder))
+    model = load_model(folder, dtype=torch.float32)
     return model.get_input_embeddings().weight.detach().clone(), layout
 
 
 def begin(folder, seed):
     """The rows with which a stage of this seed begins, and what it says of them."""
-    model = checkpoints.load_model(folder, dtype=torch.float32)
-    began = fact_rows.begin(model, checkpoints.load_tokenizer(folder), folder, seed=seed)
+    model = load_model(folder, dtype=torch.float32)
+    began = begin_fact_rows(model, load_tokenizer(folder), folder, seed=seed)
     return model.get_input_embeddings().weight.detach(), began
 
 
@@ -38,29 +46,29 @@ def test_replicates_begin_with_rows_of_their_own_in_both_arms(demo, arm):
     before, layout = embeddings(base)
     rows, began = begin(base, 42)  # the base's own seed
     assert torch.equal(rows, before)
-    assert began == {"rule": fact_rows.DRAWN, "seed": 42}
+    assert began == {"rule": DRAWN, "seed": 42}
     rows, began = begin(base, 7)
     assert began["seed"] == 7
     assert torch.equal(rows[: layout.first_fact_id], before[: layout.first_fact_id])
     assert not (rows[layout.first_fact_id :] == before[layout.first_fact_id :]).all(dim=1).any()
-    assert "drawn from seed 7" in fact_rows.words(began)
+    assert "drawn from seed 7" in fact_rows_in_words(began)
     other = begin(demo / "hf_baseline", 7)[0]
     assert torch.equal(rows, other)
 
 
 def test_a_base_made_before_its_rule_was_passed_on_is_followed_to_its_source(demo):
     """make_base --from DIR wrote "the source's" into the card of the demo's second base."""
-    edit(demo / "hf_mul_tokens", fact_rows=fact_rows.KEPT)
+    edit(demo / "hf_mul_tokens", fact_rows=KEPT)
     edit(
         demo / "hf_mul_tokens",
         parent={
             "path": str(demo / "hf_baseline"),
-            "weights": checkpoints.weights_hash(demo / "hf_baseline"),
+            "weights": weights_hash(demo / "hf_baseline"),
         },
     )
-    assert fact_rows.rule_of_base(demo / "hf_mul_tokens") == fact_rows.DRAWN
+    assert rule_of_base(demo / "hf_mul_tokens") == DRAWN
     shutil.rmtree(demo / "hf_baseline")
-    assert fact_rows.rule_of_base(demo / "hf_mul_tokens") == fact_rows.KEPT
+    assert rule_of_base(demo / "hf_mul_tokens") == KEPT
 
 
 @pytest.mark.parametrize("why", ["no card", "source's", "trained"])
@@ -69,15 +77,15 @@ def test_rows_that_may_be_trained_are_left_as_they_are(demo, why):
     if why == "no card":
         (folder / "run_card.json").unlink()
     if why == "source's":
-        edit(folder, fact_rows=fact_rows.KEPT)
+        edit(folder, fact_rows=KEPT)
     before, _ = embeddings(folder)
     rows, began = begin(folder, 7)
     assert torch.equal(rows, before)
     if why == "trained":
-        assert began == {"rule": fact_rows.DRAWN, "seed": 42}  # what its own stage began with
+        assert began == {"rule": DRAWN, "seed": 42}  # what its own stage began with
     else:
         assert began["seed"] is None
-        assert "the base's, whatever the seed" in fact_rows.words(began)
+        assert "the base's, whatever the seed" in fact_rows_in_words(began)
 
 
 def test_the_seed_of_the_rows_reaches_the_last_card_and_the_evaluation(demo, capsys):
@@ -90,7 +98,7 @@ def test_the_seed_of_the_rows_reaches_the_last_card_and_the_evaluation(demo, cap
     assert call("sft/sft_gsm8k.py", *words, "--set", "training.warmup_ratio=0") == 0
     assert "fact rows: drawn from seed 7" in capsys.readouterr().out
     card = json.loads((demo / "new" / "run_card.json").read_text())
-    assert card["fact_rows"] == {"rule": fact_rows.DRAWN, "seed": 7}
+    assert card["fact_rows"] == {"rule": DRAWN, "seed": 7}
     words = ["--model-path", demo / "new", "--condition", "baseline", "--max-samples", 2]
     words += ["--set", f"data.source={demo / 'data' / 'test.jsonl'}", "--max-new-tokens", 4]
     for folder, more in (("own", []), ("set", ["--set", "evaluation.rationale_seed=5"])):

@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain_tokens import generation
 from domain_tokens.errors import UserError
-from domain_tokens.generation import Sampling, _sample, generate
-from tests.conftest import tiny_llama
+from domain_tokens.inference.decoder import PROMPT_ROUND, ROUND, _Decoder, generate
+from domain_tokens.inference.forward import PackedForward
+from domain_tokens.inference.prompt_lookup import PromptLookup
+from domain_tokens.inference.sampling import Sampling, _sample
+from tests.conftest import plant, tiny_llama
 from tests.test_packing import random_examples
 
 
@@ -47,9 +49,9 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
     """A rambling model repeats itself, and a packed step reads several of its tokens at once."""
     passes = []
     monkeypatch.setattr(
-        generation._Decoder,
+        _Decoder,
         "_step",
-        lambda self, step=generation._Decoder._step: passes.append(1) or step(self),
+        lambda self, step=_Decoder._step: passes.append(1) or step(self),
     )
 
     def run():
@@ -57,7 +59,7 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
         return generate(model, prompts(), eos_id=-1, max_new_tokens=60, batch_size=7), len(passes)
 
     found, fewer = run()
-    monkeypatch.setattr(generation.Lookup, "guess", lambda self, most: [])
+    monkeypatch.setattr(PromptLookup, "guess", lambda self, most: [])
     plainly, all_of_them = run()
     assert found == plainly
     assert all_of_them == 59
@@ -67,28 +69,28 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
 def test_passes_have_few_different_sizes(model, monkeypatch):
     """oneDNN compiles its products anew for each number of tokens and keeps them, 0.6 MB a layer:
     the memory of a decoder grew with the questions that it had answered."""
-    monkeypatch.setattr(generation, "FEW", 12)
+    plant(monkeypatch, "domain_tokens.inference.decoder.FEW", 12)
     prompted, many, few = [], [], []
 
-    def read(self, ids, *args, keep=None, call=generation.Reader.__call__, **words):
+    def read(self, ids, *args, keep=None, call=PackedForward.__call__, **words):
         if keep is not None:
             prompted.append(len(ids))
         return call(self, ids, *args, keep=keep, **words)
 
-    def step(self, call=generation._Decoder._step):
+    def step(self, call=_Decoder._step):
         rows = len(self._rows)
         (many if rows > 12 else few).append((rows, rows + sum(len(r.guessed) for r in self._rows)))
         return call(self)
 
-    monkeypatch.setattr(generation.Reader, "__call__", read)
-    monkeypatch.setattr(generation._Decoder, "_step", step)
+    monkeypatch.setattr(PackedForward, "__call__", read)
+    monkeypatch.setattr(_Decoder, "_step", step)
     for size in (20, 12):
         generate(model, prompts(size), eos_id=-1, max_new_tokens=80, batch_size=size)
-    assert {size % generation.PROMPT_ROUND for size in prompted} == {0}
+    assert {size % PROMPT_ROUND for size in prompted} == {0}
     assert any(read > rows for rows, read in many)
-    assert all(read <= rows + -rows % generation.ROUND for rows, read in many)
-    long = [read for rows, read in few if read >= 2 * generation.ROUND]
-    assert {read % generation.ROUND for read in long} == {0}
+    assert all(read <= rows + -rows % ROUND for rows, read in many)
+    long = [read for rows, read in few if read >= 2 * ROUND]
+    assert {read % ROUND for read in long} == {0}
 
 
 def test_a_model_that_cannot_read_packed_tokens_writes_the_same(model, monkeypatch):

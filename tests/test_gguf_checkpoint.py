@@ -5,7 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domain_tokens import checkpoints, gguf_checkpoint, gguf_proof
+from domain_tokens.checkpoints.folder import load_model
+from domain_tokens.checkpoints.gguf import load_gguf_tokenizer
+from domain_tokens.checkpoints.gguf_forward import read_gguf, shape_of
+from domain_tokens.checkpoints.gguf_proof import prove_logits
 from domain_tokens.errors import UserError
 from tests import small_models
 from tests.small_models import write_gguf
@@ -73,13 +76,13 @@ def test_the_logits_alone_see_every_changed_tensor(tmp_path, architecture):
     pre = "qwen2" if architecture == "qwen2" else "gpt-2"
     path = write_gguf(tmp_path / "source.gguf", architecture, pre=pre)
     assert make(path, tmp_path / "base") == 0
-    file, weights = gguf_proof.read(path), tmp_path / "base" / "model.safetensors"
-    shape, before, passed = gguf_proof.shape_of(file), load_file(weights), []
-    assert gguf_proof.prove_logits(file, shape, tmp_path / "base") < 1e-3
+    file, weights = read_gguf(path), tmp_path / "base" / "model.safetensors"
+    shape, before, passed = shape_of(file), load_file(weights), []
+    assert prove_logits(file, shape, tmp_path / "base") < 1e-3
     for what, changed in small_models.mutated_tensors(before):
         save_file(changed, weights, metadata={"format": "pt"})
         try:
-            gguf_proof.prove_logits(file, shape, tmp_path / "base")
+            prove_logits(file, shape, tmp_path / "base")
             passed.append(what)
         except UserError:
             pass
@@ -92,8 +95,8 @@ TEXTS = ("\n\n1.", "12 1234", "x12\n\n34", " 1", "the thing's 12's")
 @pytest.mark.parametrize("pre", ["smollm", "starcoder", "refact", "command-r", "exaone"])
 def test_digits_are_split_one_by_one_where_the_model_does(tmp_path, pre):
     """transformers splits these like GPT-2: `12` became one token, and SmolLM2 never saw that."""
-    file = gguf_proof.read(write_gguf(tmp_path / "source.gguf", pre=pre))
-    tokenizer = gguf_checkpoint.load_tokenizer(file)
+    file = read_gguf(write_gguf(tmp_path / "source.gguf", pre=pre))
+    tokenizer = load_gguf_tokenizer(file)
     own, gpt2 = small_models.hf_tokenizer(), small_models.hf_tokenizer(digits=False)
     for text in TEXTS:
         assert tokenizer.encode(text) == own.encode(text), text
@@ -104,8 +107,8 @@ def test_digits_are_split_one_by_one_where_the_model_does(tmp_path, pre):
 def test_bos_is_put_before_a_text_as_the_file_says(tmp_path):
     for added, start in ((True, [0]), (False, []), (None, [])):
         keys = {"tokenizer.ggml.add_bos_token": added}
-        file = gguf_proof.read(write_gguf(tmp_path / f"{added}.gguf", keys=keys))
-        assert gguf_checkpoint.load_tokenizer(file).encode("") == start
+        file = read_gguf(write_gguf(tmp_path / f"{added}.gguf", keys=keys))
+        assert load_gguf_tokenizer(file).encode("") == start
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, capsys):
@@ -123,6 +126,6 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, capsys):
 def test_an_output_layer_of_its_own_stays_one(tmp_path):
     path = write_gguf(tmp_path / "source.gguf", tied=False)
     assert make(path, tmp_path / "base") == 0
-    model = checkpoints.load_model(tmp_path / "base", dtype=torch.float32)
+    model = load_model(tmp_path / "base", dtype=torch.float32)
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     assert not model.config.tie_word_embeddings

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens import (
-    corpora,
-    demo_corpus,
-    endpoints,
-    evaluation,
-    metrics,
-    preparation,
-    training,
-)
-from domain_tokens.generation import Sampling, generate
+from domain_tokens.data.demo_corpora import chat_rows
+from domain_tokens.data.demo_problems import problem_rows
+from domain_tokens.data.examples import Conversation
+from domain_tokens.data.prepared import render_table
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+from domain_tokens.evaluation.endpoints import answer_scores, sample_seed, table_scores
+from domain_tokens.evaluation.metrics import table_metrics
+from domain_tokens.inference.decoder import generate
+from domain_tokens.inference.sampling import Sampling
 from domain_tokens.prompts import Renderer
+from domain_tokens.training.step_plan import plan_steps
+from domain_tokens.training.trainer import train
 from domain_tokens.vocabulary import layout_of
 from tests.conftest import ROOT, call, tiny_llama
 from tests.test_scripts import SCRIPTS
@@ -77,16 +78,14 @@ def flat(tree, prefix=""):
 def conversations(count):
     """Return chat rows and word problems that every machine makes alike."""
     chat = [
-        corpora.Conversation(
-            row["id"], tuple((m["role"], m["content"]) for m in row["messages"]), "chat"
-        )
-        for row in demo_corpus.chat_rows(count, 1)
+        Conversation(row["id"], tuple((m["role"], m["content"]) for m in row["messages"]), "chat")
+        for row in chat_rows(count, 1)
     ]
     problems = [
-        corpora.Conversation(
+        Conversation(
             f"p{number}", (("user", row["question"]), ("assistant", row["answer"])), "problems"
         )
-        for number, row in enumerate(demo_corpus.problem_rows(count, 1, "train"))
+        for number, row in enumerate(problem_rows(count, 1, "train"))
     ]
     return chat + problems
 
@@ -102,9 +101,9 @@ def test_ten_steps_have_the_losses_that_they_had(tiny_model, tokenizer, family, 
     examples = [renderer.example(r.id, r.messages, max_length=256) for r in conversations(40)]
     changes = {"max_length": 256, "batch_size": 2, "gradient_accumulation_steps": 4}
     settings = SETTINGS.model_copy(update={**changes, "num_epochs": 1})
-    plan = training.make_plan(examples, settings)
+    plan = plan_steps(examples, settings)
     assert len(plan.steps) == 10
-    training.train(model_of(family, tiny_model), examples, plan, settings, tmp_path)
+    train(model_of(family, tiny_model), examples, plan, settings, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     kept = ("step", "loss", "learning_rate", "grad_norm")
     golden(f"losses_{family}.json", [{k: line[k] for k in kept} for line in lines], rel=LOSS)
@@ -112,11 +111,11 @@ def test_ten_steps_have_the_losses_that_they_had(tiny_model, tokenizer, family, 
 
 @pytest.mark.parametrize("inject", [False, True])
 def test_prepared_data_are_the_same_to_the_bit(tokenizer, inject, golden):
-    table, dropped, listed = preparation.render(
+    table, dropped, listed = render_table(
         Renderer(tokenizer, inject=inject),
         conversations(200),
         max_length=128,
-        test_questions=[row["question"] for row in demo_corpus.problem_rows(50, 1, "test")],
+        test_questions=[row["question"] for row in problem_rows(50, 1, "test")],
     )
     digests = {
         name: hashlib.sha256(json.dumps(table[name].to_pylist()).encode()).hexdigest()
@@ -142,11 +141,11 @@ def test_responses_are_the_same_token_for_token(tiny_model, tokenizer, family, g
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_endpoints_are_the_same_to_a_thousandth_of_a_nat(tiny_model, tokenizer, family, golden):
     model = model_of(family, tiny_model).eval()
-    subject = evaluation.Subject(Path("nowhere"), model, tokenizer, layout_of(tokenizer), "fp32")
+    subject = LoadedCheckpoint(Path("nowhere"), model, tokenizer, layout_of(tokenizer), "fp32")
     renderer = Renderer(tokenizer)
-    table = metrics.table_metrics(endpoints.table_scores(subject, forced_start=" The answer is"))
+    table = table_metrics(table_scores(subject, forced_start=" The answer is"))
     prompts = [renderer.prompt([("user", question)]) for question in QUESTIONS]
-    seeds = tuple(endpoints.sample_seed(42, str(i)) for i in range(len(prompts) * 4))
+    seeds = tuple(sample_seed(42, str(i)) for i in range(len(prompts) * 4))
     drawn = generate(
         model,
         [prompt for prompt in prompts for _ in range(4)],
@@ -156,7 +155,7 @@ def test_endpoints_are_the_same_to_a_thousandth_of_a_nat(tiny_model, tokenizer, 
         sampling=Sampling(temperature=1.0, row_seeds=seeds),
     )
     distractors = [str(n) for n in range(1, 21)]
-    scores = endpoints.answer_scores(
+    scores = answer_scores(
         subject,
         prompts,
         ["54", "24", "1,000", "81"],

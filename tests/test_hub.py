@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from domain_tokens import hub as hubs
-from domain_tokens.checkpoints import weights_hash
+from domain_tokens.checkpoints.hashes import weights_hash
+from domain_tokens.checkpoints.hub import files_of
 from domain_tokens.errors import UserError
 from tests.conftest import ROOT, call, tree
 from tests.fake_hub import serving
@@ -118,4 +118,4 @@ def test_an_unfinished_checkpoint_is_not_published(demo):
     folder = demo / "sft_gsm8k_baseline"
     (folder / "sft_results.json").unlink()
     with pytest.raises(UserError, match=r"sft_results\.json not found"):
-        hubs.files_of(folder)
+        files_of(folder)

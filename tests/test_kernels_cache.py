@@ -5,7 +5,7 @@ import errno
 import pytest
 from numba.core import caching
 
-from domain_tokens import kernels
+from domain_tokens.inference.cpu.kernels import can_cache, config
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ def test_a_read_only_checkout_keeps_its_loops_elsewhere_or_not_at_all(
         honest(self)
 
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", ensure)
-    monkeypatch.setattr(kernels.config, "CACHE_DIR", "")
+    monkeypatch.setattr(config, "CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # the user's own folder is read only, too
-    assert kernels.can_cache() is found
+    assert can_cache() is found
     assert asked
-    assert (kernels.config.CACHE_DIR != "") == (writable == "numba")
+    assert (config.CACHE_DIR != "") == (writable == "numba")
     assert ("set NUMBA_CACHE_DIR" in capsys.readouterr().err) is not found

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from domain_tokens import checkpoints
+from domain_tokens.checkpoints.folder import load_tokenizer
 from domain_tokens.vocabulary import FACTS, layout_of
 from tests.conftest import call, tree
 
@@ -25,7 +25,7 @@ def card(folder):
 @pytest.mark.slow
 def test_gpt2s_vocabulary_is_laid_out_as_designed(tmp_path):
     assert make("tiny", tmp_path / "base") == 0
-    tokenizer = checkpoints.load_tokenizer(tmp_path / "base")
+    tokenizer = load_tokenizer(tmp_path / "base")
     layout = layout_of(tokenizer)
     assert (layout.base_size, layout.first_fact_id, layout.total) == (50_257, 50_304, 50_349)
     assert tokenizer.convert_tokens_to_ids("<MUL_6_9_54>") == 50_342
@@ -64,7 +64,7 @@ def test_a_llama_family_checkpoint_is_extended_likewise(experiment, tmp_path, ti
     source.save_pretrained(tmp_path / "source")
     tokenizer.save_pretrained(tmp_path / "source")
     assert make(tmp_path / "source", tmp_path / "base") == 0
-    layout = layout_of(checkpoints.load_tokenizer(tmp_path / "base"))
+    layout = layout_of(load_tokenizer(tmp_path / "base"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert layout.first_fact_id % 64 == 0
     assert model.get_input_embeddings().weight.shape[0] == layout.total
@@ -106,6 +106,6 @@ def test_overrides_belong_to_a_yaml(tmp_path, capsys):
 
 
 def test_the_facts_are_atomic_in_the_saved_tokenizer(experiment):
-    tokenizer = checkpoints.load_tokenizer(experiment / "demo" / "hf_baseline")
+    tokenizer = load_tokenizer(experiment / "demo" / "hf_baseline")
     for fact in FACTS:
         assert len(tokenizer.encode(fact, add_special_tokens=False)) == 1

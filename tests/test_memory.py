@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from domain_tokens import memory
+from domain_tokens.inference.cpu.memory import trim_memory, untouched_mappings
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
 
@@ -25,7 +25,7 @@ def test_libraries_leave_and_come_back():
     x = torch.arange(12.0).view(3, 4)
     wanted = x @ x.T
     before = _resident("RssFile")
-    memory.give_back()
+    trim_memory()
     assert _resident("RssFile") < before / 2
     assert torch.equal(x @ x.T, wanted)
 
@@ -35,7 +35,7 @@ def test_what_a_library_wrote_stays():
     maps = Path("/proc/self/maps").read_text().split("\n")
     writable = {int(line.split("-")[0], 16) for line in maps if " rw" in line and ".so" in line}
     assert writable
-    assert not writable & {address for address, _ in memory.untouched()}
+    assert not writable & {address for address, _ in untouched_mappings()}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give back at once")
@@ -44,12 +44,12 @@ def test_freed_memory_is_given_back():
     arrays = [np.ones(12_000) for _ in range(2_000)]  # 96 kB each, below what is mapped alone
     last = arrays.pop()
     arrays.clear()
-    memory.give_back()
+    trim_memory()
     after = _resident("RssAnon")
     arrays = [np.ones(12_000) for _ in range(2_000)]
     assert _resident("RssAnon") > after + 150
     last = arrays.pop()
     arrays.clear()
-    memory.give_back()
+    trim_memory()
     assert _resident("RssAnon") < after + 50
     assert last.sum() == 12_000

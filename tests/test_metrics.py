@@ -6,7 +6,13 @@ import random
 
 import pytest
 
-from domain_tokens import metrics
+from domain_tokens.evaluation.metrics import (
+    arithmetic_metrics,
+    gsm8k_metrics,
+    item_scores,
+    probe_verdicts,
+    problem_verdicts,
+)
 from tests.oracles import metrics as oracle
 
 
@@ -36,7 +42,7 @@ def livened(items, seed):
         if "g1_log_probs" in item:
             item["g1_log_probs"] = [chooser.uniform(-9, 0) for _ in range(16)]
             item["g2_log_probs"] = [chooser.uniform(-9, -3) for _ in range(17)]
-            item |= metrics.answer_scores(item["g1_log_probs"], item["g2_log_probs"])
+            item |= item_scores(item["g1_log_probs"], item["g2_log_probs"])
             item["forced_cuts"] = chooser.randint(0, 16)
         for name in ("correct", "correct_flexible", "correct_credited"):
             source = {"correct": "strict"}.get(name, name.removeprefix("correct_"))
@@ -50,14 +56,14 @@ def test_every_metric_is_the_oracles(experiment, seed):
     folder = experiment / "demo" / "eval_mul_tokens"
     decode = json.loads((folder / "gsm8k_results.json").read_text())["card"]["decode"]
     items = livened(oracle.lines(folder / "gsm8k_items.jsonl"), seed)
-    found = metrics.gsm8k(items, decode)
+    found = gsm8k_metrics(items, decode)
     wanted = oracle.gsm8k(items, frequent=decode["frequent_answers"])
     assert found.keys() - wanted.keys() == {"best_constant_answer", "matched_floor_p"}
     assert {key: found[key] for key in wanted} == deep(wanted)
     assert 0 < found["accuracy"] < 1
     items = livened(oracle.lines(folder / "arithmetic_items.jsonl"), seed)
     scores = oracle.lines(folder / "arithmetic_scores.jsonl")
-    assert metrics.arithmetic(items, scores) == deep(oracle.arithmetic(items, scores))
+    assert arithmetic_metrics(items, scores) == deep(oracle.arithmetic(items, scores))
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "arithmetic"])
@@ -74,6 +80,6 @@ def test_the_oracle_agrees_with_what_was_written(experiment, name):
 
 def test_no_answer_is_never_right():
     """An unreadable gold once made silence right: None equalled None."""
-    assert metrics.problem_verdicts("None", "I do not know")["correct"] is False
-    assert metrics.probe_verdicts("None", "")["correct_credited"] is False
-    assert metrics.problem_verdicts("18", "#### 18.0")["correct"] is True
+    assert problem_verdicts("None", "I do not know")["correct"] is False
+    assert probe_verdicts("None", "")["correct_credited"] is False
+    assert problem_verdicts("18", "#### 18.0")["correct"] is True

@@ -3,8 +3,9 @@
 import pytest
 
 from domain_tokens.errors import UserError
-from domain_tokens.outputs import MARKER, let_go, open_workspace
-from domain_tokens.run_card import CARD_NAME, write_json
+from domain_tokens.runs.files import write_json
+from domain_tokens.runs.output_folder import UNFINISHED_MARKER, open_workspace, release_locks
+from domain_tokens.runs.run_card import CARD_NAME
 from tests.conftest import tree
 
 IDENTITY = {"condition": "baseline", "config": {"a": 1}}
@@ -19,7 +20,7 @@ def make(folder, state):
     if state == "foreign":
         (folder / "thesis.tex").write_text("mine")
     if state == "unfinished":
-        write_json(folder / MARKER, IDENTITY)
+        write_json(folder / UNFINISHED_MARKER, IDENTITY)
         (folder / "train_log.jsonl").write_text("old")
     if state == "finished":
         write_json(folder / CARD_NAME, {"identity": IDENTITY})
@@ -36,11 +37,11 @@ def run(folder, *, resume=False, overwrite=False, identity=IDENTITY):
         return "already finished"
     space.begin()
     found = "continued" if (space.work / "train_log.jsonl").exists() else "started"
-    assert (space.work / MARKER).exists()
+    assert (space.work / UNFINISHED_MARKER).exists()
     write_json(space.work / CARD_NAME, {"identity": identity})
     write_json(space.work / RESULTS, {"run": "new"})
     space.complete()
-    let_go()
+    release_locks()
     return found
 
 
@@ -64,7 +65,7 @@ def test_the_table(tmp_path, state, plain, resume, overwrite):
             assert tree(tmp_path) == before
         else:
             assert {RESULTS, CARD_NAME} <= {p.name for p in folder.iterdir()}
-            assert not (folder / MARKER).exists()
+            assert not (folder / UNFINISHED_MARKER).exists()
             assert "new" in (folder / RESULTS).read_text()
 
 
@@ -76,7 +77,7 @@ def test_a_finished_folder_stays_until_its_replacement_is_whole(tmp_path):
     space.begin()
     (space.work / "model").write_text("half")
     assert tree(folder) == before
-    let_go()  # as a kill does
+    release_locks()  # as a kill does
     assert run(folder, overwrite=True) == "started"  # what the killed replacement left is gone
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
@@ -104,7 +105,7 @@ def test_a_replacement_that_was_killed_half_way_is_put_in_order(tmp_path, whole)
     if whole:
         write_json(tmp_path / ".run.replacing" / RESULTS, {"run": "new"})
     else:
-        write_json(tmp_path / ".run.replacing" / MARKER, IDENTITY)
+        write_json(tmp_path / ".run.replacing" / UNFINISHED_MARKER, IDENTITY)
     assert run(tmp_path / "run", resume=True) == "already finished"
     assert ("new" if whole else "old") in (tmp_path / "run" / RESULTS).read_text()
     assert not (tmp_path / ".run.old").exists()
@@ -113,7 +114,7 @@ def test_a_replacement_that_was_killed_half_way_is_put_in_order(tmp_path, whole)
 def test_a_run_that_was_killed_before_its_last_step_is_finished_by_resume(tmp_path):
     folder = tmp_path / "run"
     make(folder, "finished")
-    write_json(folder / MARKER, IDENTITY)
+    write_json(folder / UNFINISHED_MARKER, IDENTITY)
     (folder / "checkpoints").mkdir()
     assert run(folder, resume=True) == "already finished"
     assert sorted(p.name for p in folder.iterdir()) == sorted([CARD_NAME, RESULTS])
@@ -136,4 +137,4 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     with pytest.raises(UserError, match="another process is writing"):
         second.begin()
     assert tree(folder) == before
-    let_go()
+    release_locks()

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain_tokens import packing
 from domain_tokens.prompts import END, PROMPT, TEXT, Example
+from domain_tokens.training.step_plan import build_micro_batch, split_step
 
 
 def make_example(ids, prompt=2):
@@ -36,7 +36,7 @@ def random_examples(count, seed=0, low=4, high=40):
     packed=st.booleans(),
 )
 def test_every_example_stands_in_exactly_one_row_that_fits(lengths, at_once, processes, packed):
-    parts = packing.split_step(
+    parts = split_step(
         lengths, max_length=128, rows_at_once=at_once, processes=processes, packing=packed
     )
     seen = sorted(i for rows in parts for row in rows for i in row)
@@ -54,7 +54,7 @@ def test_every_example_stands_in_exactly_one_row_that_fits(lengths, at_once, pro
 def test_packed_micro_batches_hold_no_padding_and_are_balanced():
     """Rows of equal width held 8 % padding in a step of 32 GSM8K rows, which was computed, too."""
     lengths = np.random.default_rng(0).integers(65, 324, size=32).tolist()
-    parts = packing.split_step(lengths, max_length=512, rows_at_once=8)
+    parts = split_step(lengths, max_length=512, rows_at_once=8)
     sizes = [sum(lengths[i] for i in row) for rows in parts for row in rows]
     assert len(parts) == len(sizes) == -(-sum(lengths) // (8 * 512))
     assert max(sizes) - min(sizes) < 65
@@ -62,19 +62,19 @@ def test_packed_micro_batches_hold_no_padding_and_are_balanced():
 
 def test_an_example_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="129 tokens does not fit in 128"):
-        packing.split_step([129], max_length=128, rows_at_once=8)
+        split_step([129], max_length=128, rows_at_once=8)
 
 
 def test_targets_are_shifted_and_never_cross_documents():
     a, b = make_example([1, 2, 3, 4]), make_example([5, 6, 7])
-    batch = packing.build([[a, b]], pad_id=9)
+    batch = build_micro_batch([[a, b]], pad_id=9)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     assert batch.targets.tolist() == [[-100, 3, 4, -100, -100, 7, -100]]
 
 
 def test_padding_carries_no_loss_and_is_a_document_of_its_own():
-    batch = packing.build([[make_example([1, 2, 3, 4])], [make_example([5, 6, 7])]], pad_id=9)
+    batch = build_micro_batch([[make_example([1, 2, 3, 4])], [make_example([5, 6, 7])]], pad_id=9)
     assert batch.input_ids[1].tolist() == [5, 6, 7, 9]
     assert batch.position_ids[1].tolist() == [0, 1, 2, 0]
     assert batch.targets[1, 2:].tolist() == [-100, -100]
@@ -85,7 +85,7 @@ def test_packed_logits_equal_those_of_the_document_alone(tiny_model):
     """transformers keeps packed documents apart only without a mask and without a cache."""
     tiny_model.eval()
     examples = random_examples(6)
-    batch = packing.build([examples[:3], examples[3:]], pad_id=50256)
+    batch = build_micro_batch([examples[:3], examples[3:]], pad_id=50256)
     ids, positions = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids)
     packed = tiny_model(input_ids=ids, position_ids=positions, use_cache=False).logits
     for b, row in enumerate([examples[:3], examples[3:]]):
@@ -105,7 +105,7 @@ def test_the_table_of_what_breaks_packing_still_holds(tiny_model):
     """An all-ones mask or a cache silently mixes documents; if this fails, the trap has moved."""
     tiny_model.eval()
     examples = random_examples(3)
-    batch = packing.build([examples], pad_id=50256)
+    batch = build_micro_batch([examples], pad_id=50256)
     ids, positions = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids)
     good = tiny_model(input_ids=ids, position_ids=positions, use_cache=False).logits
     masked = tiny_model(

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from domain_tokens.plan import Plan
+from domain_tokens.experiment import Experiment
 from tests.conftest import ROOT
 
-STUDY = Plan("demo", "outputs", [1, 2, 3], [1e-5, 2e-5])
+STUDY = Experiment("demo", "outputs", [1, 2, 3], [1e-5, 2e-5])
 
 
 def test_what_a_stage_reads_was_left_by_an_earlier_one():
@@ -59,7 +59,7 @@ def test_snakemake_sees_the_same_stages(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    plan = Plan("demo", str(tmp_path), [1, 2, 3], [1e-5, 2e-5])
+    plan = Experiment("demo", str(tmp_path), [1, 2, 3], [1e-5, 2e-5])
     stages = [plan.corpora(), *plan.stages(), *plan.comparisons()]
     for stage in stages:
         assert f"{stage.finished.parent.name}_{stage.finished.stem}" in done.stdout

@@ -1,23 +1,37 @@
 """Whatever can be refused is refused before the first step, and nothing is lost after the last."""
 
 import json
+import shutil
 from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import get_linear_schedule_with_warmup
+from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
-from domain_tokens import checkpoints, endpoints, preflight, run_card, training
-from domain_tokens.checkpoints import weights_hash
-from domain_tokens.config import TrainingSection
+from domain_tokens.checkpoints.folder import save_checkpoint
+from domain_tokens.checkpoints.hashes import weights_hash
 from domain_tokens.errors import UserError
-from domain_tokens.evaluation import Question, Subject
-from domain_tokens.generation import Response
-from domain_tokens.outputs import Workspace
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+from domain_tokens.evaluation.endpoints import answer_scores
+from domain_tokens.evaluation.preflight import refuse_broken_weights, refuse_long_questions
+from domain_tokens.evaluation.responses import Question
+from domain_tokens.inference.decoder import Response
 from domain_tokens.prompts import Renderer
+from domain_tokens.runs.config import TrainingSection
+from domain_tokens.runs.files import hash_files, write_json
+from domain_tokens.runs.output_folder import Workspace
+from domain_tokens.training.loss import evaluate_loss
+from domain_tokens.training.preflight import (
+    TOKENIZER,
+    _WithoutWeights,
+    learning_rates,
+    refuse_unfit_to_train,
+    refuse_unsavable,
+    refuse_without_room,
+)
 from domain_tokens.vocabulary import gpt2_tokenizer, layout_of
-from tests.conftest import call, train, tree
+from tests.conftest import call, plant, train, tree
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -45,7 +59,7 @@ def test_what_cannot_be_saved_is_not_trained(demo, monkeypatch, capsys):
         raise ValueError("GenerationConfig is invalid:\n- `temperature`: …")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", refuse)
+        plant(patch, "domain_tokens.checkpoints.folder.save_checkpoint", refuse)
         assert "could not be saved after training (GenerationConfig" in refused(capsys, demo)
 
 
@@ -54,8 +68,8 @@ def test_the_trial_save_writes_what_the_save_writes_but_for_the_weights(
 ):
     for name in ("trial", "real"):
         (tmp_path / name).mkdir()
-    preflight.savable(tiny_model, tokenizer, tmp_path / "trial")
-    checkpoints.save(tiny_model, tokenizer, tmp_path / "real")
+    refuse_unsavable(tiny_model, tokenizer, tmp_path / "trial")
+    save_checkpoint(tiny_model, tokenizer, tmp_path / "real")
     real = tree(tmp_path / "real")
     del real["model.safetensors"]
     trial = tree(tmp_path / "trial")
@@ -69,35 +83,35 @@ def test_a_disk_without_room_is_refused_and_one_with_it_is_not(
 ):
     numbers = sum(p.numel() for p in tiny_model.parameters())
     # Final weights and a checkpoint; or two checkpoints, each with two moments beside the weights.
-    needed = 4 * numbers * (6 if replaces else 4) + preflight.TOKENIZER
+    needed = 4 * numbers * (6 if replaces else 4) + TOKENIZER
     space = Workspace(tmp_path / "run", tmp_path / "run", "r.json", False, False, {})
     for free in (needed - 1, needed):
-        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, f=free: Usage(f, 0, f))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, f=free: Usage(f, 0, f))
         if free < needed:
             with pytest.raises(UserError, match="of free space, run needs"):
-                preflight.output_fits(tiny_model, tokenizer, space, replaces=replaces)
+                refuse_without_room(tiny_model, tokenizer, space, replaces=replaces)
         else:
-            preflight.output_fits(tiny_model, tokenizer, space, replaces=replaces)
+            refuse_without_room(tiny_model, tokenizer, space, replaces=replaces)
     assert not list(tmp_path.iterdir())
 
 
 def test_both_arms_need_the_fact_tokens(tiny_model, tokenizer, tmp_path):
     """A baseline on a base without them was trained to the end, and refused by the evaluation."""
     tiny_model.config.save_pretrained(tmp_path)
-    preflight.fit_to_train(tiny_model, tokenizer, settings(), tmp_path)
+    refuse_unfit_to_train(tiny_model, tokenizer, settings(), tmp_path)
     with pytest.raises(UserError, match="45 fact tokens"):
-        preflight.fit_to_train(tiny_model, gpt2_tokenizer(), settings(), tmp_path)
+        refuse_unfit_to_train(tiny_model, gpt2_tokenizer(), settings(), tmp_path)
     with pytest.raises(UserError, match=r"training\.max_length=256"):
-        preflight.fit_to_train(tiny_model, tokenizer, settings(max_length=257), tmp_path)
+        refuse_unfit_to_train(tiny_model, tokenizer, settings(max_length=257), tmp_path)
     tiny_model.resize_token_embeddings(50_257)
     tiny_model.config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="the model has 50257 rows"):
-        preflight.fit_to_train(tiny_model, tokenizer, settings(), tmp_path)
+        refuse_unfit_to_train(tiny_model, tokenizer, settings(), tmp_path)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tiny_model, tmp_path):
     with pytest.raises(UserError, match="no EOS token"):
-        preflight.fit_to_train(tiny_model, SimpleNamespace(eos_token_id=None), settings(), tmp_path)
+        refuse_unfit_to_train(tiny_model, SimpleNamespace(eos_token_id=None), settings(), tmp_path)
 
 
 @pytest.mark.parametrize("script", ["scripts/compare_runs.py", "scripts/audit_injection.py"])
@@ -114,7 +128,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, capsys, scri
 
 
 def subject_of(model, tokenizer, folder):
-    return Subject(folder, model.eval(), tokenizer, layout_of(tokenizer), "fp32")
+    return LoadedCheckpoint(folder, model.eval(), tokenizer, layout_of(tokenizer), "fp32")
 
 
 def questions_of(renderer, size):
@@ -142,14 +156,14 @@ def test_the_longest_rationale_and_its_answer_have_to_fit(tiny_model, tokenizer,
         prompts = [question.prompt_ids for question in questions]
 
         def score(prompts=prompts):
-            return endpoints.answer_scores(subject, prompts, ["1234"], [[rationale]], frequent)
+            return answer_scores(subject, prompts, ["1234"], [[rationale]], frequent)
 
         if fits:
-            preflight.questions_fit(subject, questions, new, answers={"1234", "7"})
+            refuse_long_questions(subject, questions, new, answers={"1234", "7"})
             assert 0 < score()[0].g1 < 1
         else:
             with pytest.raises(UserError, match=f"q1.*evaluation.max_new_tokens={new - 1}"):
-                preflight.questions_fit(subject, questions, new, answers={"1234", "7"})
+                refuse_long_questions(subject, questions, new, answers={"1234", "7"})
             with pytest.raises(IndexError):
                 score()
 
@@ -158,11 +172,11 @@ def test_weights_that_give_no_number_are_refused_before_decoding(tiny_model, tok
     """NaN in one row of the vocabulary: JSON cannot hold the metrics, as came out at the end."""
     subject = subject_of(tiny_model, tokenizer, tmp_path)
     questions = questions_of(Renderer(tokenizer), 12)
-    preflight.probabilities_are_numbers(subject, questions)
+    refuse_broken_weights(subject, questions)
     with torch.no_grad():
         tiny_model.get_input_embeddings().weight[50_348] = torch.nan
     with pytest.raises(UserError, match="the weights are broken"):
-        preflight.probabilities_are_numbers(subject, questions)
+        refuse_broken_weights(subject, questions)
 
 
 def test_a_run_that_would_train_nothing_is_refused(demo, capsys):
@@ -180,14 +194,14 @@ def test_learning_rates_are_those_of_the_schedule(ratio):
     for steps in (1, 2, 3, 7, 50):
         weight = torch.nn.Parameter(torch.ones(1))
         optimizer = torch.optim.SGD([weight], lr=1e-3)
-        args = training.TrainingArguments(warmup_steps=ratio, use_cpu=True, output_dir="unused")
+        args = TrainingArguments(warmup_steps=ratio, use_cpu=True, output_dir="unused")
         schedule = get_linear_schedule_with_warmup(optimizer, args.get_warmup_steps(steps), steps)
         rates = []
         for _ in range(steps):
             rates.append(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
-        assert training.learning_rates(settings(warmup_ratio=ratio), steps) == pytest.approx(rates)
+        assert learning_rates(settings(warmup_ratio=ratio), steps) == pytest.approx(rates)
 
 
 def test_a_stage_whose_weights_are_its_parents_has_failed(demo, capsys):
@@ -204,32 +218,32 @@ class PlantedError(RuntimeError):
 @pytest.mark.parametrize("where", ["save", "evaluate", "run_card.json", "sft_results.json"])
 def test_what_fails_after_the_last_step_costs_no_training(demo, monkeypatch, where):
     assert train(demo, "whole") == 0
-    honest = run_card.write_json
+    honest = write_json
 
-    def plant(*args, **more):
+    def fail(*args, **more):
         raise PlantedError
 
-    def plant_file(path, content):
+    def fail_file(path, content):
         if path.name == where:
             raise PlantedError
         honest(path, content)
 
-    def plant_save(model, tokenizer, folder):
-        if not isinstance(model, preflight._WithoutWeights):
+    def fail_save(model, tokenizer, folder):
+        if not isinstance(model, _WithoutWeights):
             raise PlantedError
         (folder / "trial").touch()
 
     with monkeypatch.context() as patch:
         if where == "save":
-            patch.setattr(checkpoints, "save", plant_save)
+            plant(patch, "domain_tokens.checkpoints.folder.save_checkpoint", fail_save)
         elif where == "evaluate":
-            patch.setattr(training, "evaluate", plant)
+            plant(patch, "domain_tokens.training.loss.evaluate_loss", fail)
         else:
-            patch.setattr(run_card, "write_json", plant_file)
+            plant(patch, "domain_tokens.runs.files.write_json", fail_file)
         with pytest.raises(PlantedError):
             train(demo, "lost")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "summed_loss", plant)  # no step is taken again
+        plant(patch, "domain_tokens.training.loss.summed_loss", fail)  # no step is taken again
         assert train(demo, "lost", "--resume") == 0
     assert weights_hash(demo / "lost") == weights_hash(demo / "whole")
     results = [json.loads((demo / n / "sft_results.json").read_text()) for n in ("lost", "whole")]
@@ -241,24 +255,24 @@ def test_a_parent_that_goes_while_its_child_trains_costs_nothing(demo, monkeypat
     """Parent, data and code were read again after training, and recorded as they then were."""
     data = demo / "data" / "train.jsonl"
     whole = data.read_text()
-    honest = training.evaluate
+    honest = evaluate_loss
 
     def evaluate(*args):
         (demo / "sft_tulu_baseline").rename(demo / "gone")
         data.unlink()
         return honest(*args)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    plant(monkeypatch, "domain_tokens.training.loss.evaluate_loss", evaluate)
     assert train(demo, "new") == 0
     card = json.loads((demo / "new" / "run_card.json").read_text())
     assert card["parent"]["weights"] == weights_hash(demo / "gone")
     data.write_text(whole)
-    assert card["sources"][str(data)] == run_card.hash_files([data])
+    assert card["sources"][str(data)] == hash_files([data])
 
 
 def test_a_number_that_json_lacks_is_named(tmp_path):
     """NaN among the metrics ended an evaluation with a traceback of the JSON library."""
     tree = {"metrics": {"grid": [[0.5, float("nan")]]}}
     with pytest.raises(UserError, match=r"r\.json\.metrics\.grid\.0\.1 is not a finite number"):
-        run_card.write_json(tmp_path / "r.json", tree)
+        write_json(tmp_path / "r.json", tree)
     assert not list(tmp_path.iterdir())

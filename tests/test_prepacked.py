@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from domain_tokens import checkpoints, memory
-from domain_tokens import prepacked as prepacked_module
-from domain_tokens.prepacked import for_good, prepacked
+from domain_tokens.checkpoints.folder import load_model
+from domain_tokens.inference.cpu.memory import WEIGHTS, untouched_mappings
+from domain_tokens.inference.cpu.packed_weights import _Layer, prepack_, prepacked
 from tests.conftest import tiny_llama
 
 pytestmark = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_a_model_that_was_packed_for_good_stays_packed(model):
     """Packing anew for every call left 0.4 GB of holes in the memory of a decoder of 135M."""
     with torch.inference_mode():
         wanted = model(IDS).logits
-    for_good(model)
+    prepack_(model)
     with prepacked(model):
         pass
     away = [name for name, tensor in model.state_dict().items() if not tensor.numel()]
@@ -77,14 +77,14 @@ def test_other_architectures_compute_each_product_once(monkeypatch):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
     model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
     widths = []
-    product = prepacked_module._Layer.__call__
+    product = _Layer.__call__
 
     def counted(self, x):
         found = product(self, x)
         widths.append(found.shape[-1])
         return found
 
-    monkeypatch.setattr(prepacked_module._Layer, "__call__", counted)
+    monkeypatch.setattr(_Layer, "__call__", counted)
     with torch.inference_mode():
         wanted = model(IDS).logits
         with prepacked(model):
@@ -98,8 +98,8 @@ def mapped(model, tmp_path):
     """A model whose weights are windows of its file, the only such file in memory."""
     gc.collect()  # a packed model and its layers hold each other
     model.save_pretrained(tmp_path)
-    mapped = checkpoints.load_model(tmp_path, dtype=torch.float32).eval()
-    assert memory.untouched(memory.WEIGHTS)
+    mapped = load_model(tmp_path, dtype=torch.float32).eval()
+    assert untouched_mappings(WEIGHTS)
     return mapped
 
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_not_in_memory_twice(mapped, tmp_path):
     with torch.inference_mode():
         wanted = mapped(IDS).logits
         assert _resident(tmp_path.name) > 0
-        for_good(mapped)
+        prepack_(mapped)
         assert _resident(tmp_path.name) == 0
         torch.testing.assert_close(mapped(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
 
@@ -134,7 +134,7 @@ def test_what_was_trained_in_a_mapped_file_is_kept(mapped):
         for parameter in mapped.parameters():
             parameter.add_(1)
     before = {name: tensor.clone() for name, tensor in mapped.state_dict().items()}
-    assert memory.untouched(memory.WEIGHTS) == []
+    assert untouched_mappings(WEIGHTS) == []
     with torch.inference_mode(), prepacked(mapped):
         mapped(IDS)
     assert all(torch.equal(tensor, before[n]) for n, tensor in mapped.state_dict().items())

@@ -1,16 +1,22 @@
 """Prepared data: the same on one core or many, found again under its key, never a stale one."""
 
-import ast
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from domain_tokens import preparation
-from domain_tokens.examples import Conversation
-from domain_tokens.preparation import Examples, StageData, prepare, render, table_of
+from domain_tokens.data.examples import Conversation
+from domain_tokens.data.prepared import (
+    Examples,
+    StageData,
+    cache_key,
+    prepare_examples,
+    render_table,
+    table_of,
+)
+from domain_tokens.errors import UserError
 from domain_tokens.prompts import Renderer
-from tests.conftest import ROOT, train
+from tests.conftest import plant, train
 
 QUESTION = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many in total?"
 
@@ -51,11 +57,11 @@ def test_examples_come_back_from_their_table(tokenizer):
 def test_worker_processes_change_nothing(tokenizer, monkeypatch):
     renderer = Renderer(tokenizer, inject=True)
     options = {"max_length": 64, "test_questions": [QUESTION]}
-    alone, dropped, listed = render(renderer, rows(60), **options)
-    monkeypatch.setattr(preparation, "POOL_FROM", 10)
-    monkeypatch.setattr(preparation, "CHUNK", 7)
+    alone, dropped, listed = render_table(renderer, rows(60), **options)
+    plant(monkeypatch, "domain_tokens.data.prepared.POOL_FROM", 10)
+    plant(monkeypatch, "domain_tokens.data.prepared.CHUNK", 7)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
-    shared, dropped_too, listed_too = render(renderer, rows(60), **options)
+    shared, dropped_too, listed_too = render_table(renderer, rows(60), **options)
     assert shared.equals(alone)
     assert (dropped_too, listed_too) == (dropped, listed)
     assert dropped == {"first_exchange_too_long": 15, "empty_turn": 15, "repeats_test_question": 1}
@@ -63,7 +69,7 @@ def test_worker_processes_change_nothing(tokenizer, monkeypatch):
 
 
 def test_the_second_run_finds_what_the_first_one_kept(tokenizer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preparation, "cache_folder", lambda: tmp_path / "cache")
+    plant(monkeypatch, "domain_tokens.data.prepared.cache_folder", lambda: tmp_path / "cache")
     data = StageData(rows(8), rows(2)[:2], "test", {"train": "x"}, test_questions=[QUESTION])
     calls = []
 
@@ -72,8 +78,8 @@ def test_the_second_run_finds_what_the_first_one_kept(tokenizer, tmp_path, monke
         return data
 
     options = {"renderer": Renderer(tokenizer), "max_length": 64}
-    first = prepare(load, identity={"data": 1}, **options)
-    again = prepare(load, identity={"data": 1}, **options)
+    first = prepare_examples(load, identity={"data": 1}, **options)
+    again = prepare_examples(load, identity={"data": 1}, **options)
     assert len(calls) == 1
     assert "prepared data" in capsys.readouterr().out
     assert again.account == first.account
@@ -81,13 +87,13 @@ def test_the_second_run_finds_what_the_first_one_kept(tokenizer, tmp_path, monke
     for part in ("train", "validation"):
         pairs = zip(getattr(first, part), getattr(again, part), strict=True)
         assert all(same(*pair) for pair in pairs)
-    prepare(load, identity={"data": 2}, **options)
+    prepare_examples(load, identity={"data": 2}, **options)
     assert len(calls) == 2
 
 
 def test_the_account_names_what_was_left_out(tokenizer, tmp_path, monkeypatch):
     """Validation rows that could not be rendered were counted nowhere."""
-    monkeypatch.setattr(preparation, "cache_folder", lambda: tmp_path)
+    plant(monkeypatch, "domain_tokens.data.prepared.cache_folder", lambda: tmp_path)
     data = StageData(
         rows(8),
         rows(6)[:6],
@@ -99,7 +105,7 @@ def test_the_account_names_what_was_left_out(tokenizer, tmp_path, monkeypatch):
         notes=["a line"],
     )
     options = {"renderer": Renderer(tokenizer), "max_length": 64, "identity": {}}
-    for account in (prepare(lambda: data, **options).account for _ in range(2)):
+    for account in (prepare_examples(lambda: data, **options).account for _ in range(2)):
         assert account.dropped["duplicate"] == 2
         assert account.validation_dropped == {
             "first_exchange_too_long": 2,
@@ -109,63 +115,36 @@ def test_the_account_names_what_was_left_out(tokenizer, tmp_path, monkeypatch):
         assert (account.irregular, account.notes) == ({"no_answer": [3, 5]}, ["a line"])
 
 
-def imported(file, seen):
-    """Follow a file's imports of this package, the lazy ones, too."""
-    if file in seen:
-        return seen
-    seen.add(file)
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("domain_tokens"):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                target = ROOT / f"{name.replace('.', '/')}.py"
-                if target.is_file():
-                    imported(target, seen)
-    return seen
-
-
-def test_the_key_holds_all_code_that_decides_what_is_kept():
-    """A reader that drops other rows, under an old key, would serve yesterday's rows."""
-    package = ROOT / "domain_tokens"
-    listed = {(package / name).resolve() for name in preparation.CODE}
-    assert all(file.is_file() for file in listed)
-    # What changes no row by itself: configs and the formats of answers are in the key as values.
-    other = {"errors.py", "run_card.py", "answers.py", "config.py", "yaml_values.py"}
-    followed = imported(package / "preparation.py", set())
-    imported(package / "validation.py", followed)
-    assert {file.name for file in followed - listed} <= other
-    assert len(followed) > 8
-    assert {file.name for file in listed} >= {"sft_tulu.py", "sft_gsm8k.py", "validation.py"}
-
-
 def test_a_change_of_the_code_changes_the_key(monkeypatch):
     """open-instruct #1497: a token cache ignored the template and served yesterday's tokens."""
-    before = preparation.key_of({"data": 1})
-    assert before == preparation.key_of({"data": 1})
-    monkeypatch.setattr("domain_tokens.run_card.hash_files", lambda files: "edited")
-    assert preparation.key_of({"data": 1}) != before
+    before = cache_key({"data": 1})
+    assert before == cache_key({"data": 1})
+    plant(monkeypatch, "domain_tokens.data.prepared.code_hash", lambda files: "edited")
+    assert cache_key({"data": 1}) != before
 
 
 def test_a_broken_file_is_made_again(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "cache_folder", lambda: tmp_path)
+    plant(monkeypatch, "domain_tokens.data.prepared.cache_folder", lambda: tmp_path)
     data = StageData(rows(8), [], "test", {})
     options = {"renderer": Renderer(tokenizer), "max_length": 64, "identity": {}}
-    first = prepare(lambda: data, **options)
+    first = prepare_examples(lambda: data, **options)
     (file,) = tmp_path.glob("*.arrow")
     file.write_bytes(file.read_bytes()[:200])
-    assert len(prepare(lambda: data, **options).train) == len(first.train)
+    assert len(prepare_examples(lambda: data, **options).train) == len(first.train)
     assert [path.suffix for path in tmp_path.glob("*.partial")] == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(preparation, "cache_folder", lambda: tmp_path / "file" / "cache")
-    with pytest.raises(preparation.UserError, match="set HF_HOME"):
-        prepare(lambda: None, Renderer(tokenizer), max_length=64, identity={})
+    plant(
+        monkeypatch, "domain_tokens.data.prepared.cache_folder", lambda: tmp_path / "file" / "cache"
+    )
+    with pytest.raises(UserError, match="set HF_HOME"):
+        prepare_examples(lambda: None, Renderer(tokenizer), max_length=64, identity={})
 
 
 def test_training_reads_what_was_prepared_and_ends_the_same(demo, monkeypatch, capsys):
-    monkeypatch.setattr(preparation, "cache_folder", lambda: demo / "cache")
+    plant(monkeypatch, "domain_tokens.data.prepared.cache_folder", lambda: demo / "cache")
     assert train(demo, "first") == 0
     assert "prepared data" not in capsys.readouterr().out
     assert train(demo, "second") == 0

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from domain_tokens import attention, reader
-from domain_tokens.cache import PagedCache, SlotCache
-from tests.conftest import tiny_llama
+from domain_tokens.inference.forward import _gated, packed_forward
+from domain_tokens.inference.kv_cache import PagedCache, SlotCache
+from domain_tokens.modeling.packed_attention import attend_within_documents
+from tests.conftest import plant, tiny_llama
 
 LENGTHS = [5, 1, 9]
 STARTS = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
@@ -17,18 +18,18 @@ def model(request, tiny_model):
 
 
 def within_documents(layer, query, key, value, scaling):
-    return attention.by_document(query, key, value, STARTS, max(LENGTHS), scaling)
+    return attend_within_documents(query, key, value, STARTS, max(LENGTHS), scaling)
 
 
 def read(model, ids, dtype=torch.float32):
     places = torch.cat([torch.arange(size) for size in LENGTHS])
-    with torch.inference_mode(), reader.reading(model.to(dtype)) as read:
+    with torch.inference_mode(), packed_forward(model.to(dtype)) as read:
         return read(ids, places, within_documents)
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["numba", "torch"])
 def test_packed_texts_get_the_logits_that_each_has_alone(model, compiled, monkeypatch):
-    monkeypatch.setattr(reader, "_compiled", lambda x: compiled)
+    plant(monkeypatch, "domain_tokens.inference.forward._compiled", lambda x: compiled)
     ids = torch.randint(0, 50_000, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
     found = read(model, ids)
     for part, text in zip(found.split(LENGTHS), ids.split(LENGTHS), strict=True):
@@ -41,7 +42,9 @@ def test_half_precision_and_other_architectures_read_alike(model, monkeypatch):
     own = read(model, ids)
     half = read(model, ids, torch.bfloat16)
     torch.testing.assert_close(half.float(), own, atol=0.5, rtol=0.1)
-    monkeypatch.setattr(reader, "_own_body", lambda model: None)  # as for any other architecture
+    plant(
+        monkeypatch, "domain_tokens.inference.forward._own_body", lambda model: None
+    )  # as for any other architecture
     torch.testing.assert_close(read(model, ids, torch.bfloat16), half, atol=0.5, rtol=0.1)
 
 
@@ -107,7 +110,7 @@ def test_memory_is_taken_for_what_is_held_and_given_back():
 def test_activations_are_those_of_torch(name, wanted):
     x = torch.cat([torch.linspace(-200, 200, 4001), torch.linspace(-8, 8, 4001)]).view(2, -1)
     exact = wanted(x.double())
-    found = reader._gated(x.clone(), name).double()
+    found = _gated(x.clone(), name).double()
     torch.testing.assert_close(found, exact, atol=2e-7, rtol=2e-6)
-    both = reader._gated(torch.cat([x, x.flip(1)], 1), name, times=True).double()
+    both = _gated(torch.cat([x, x.flip(1)], 1), name, times=True).double()
     torch.testing.assert_close(both, exact * x.flip(1), atol=1e-4, rtol=2e-6)

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from domain_tokens import report
-from domain_tokens.run_card import write_json
+from domain_tokens.comparison.report import response_segments
+from domain_tokens.runs.files import write_json
 from tests.conftest import call, rewrite_items
 
 HOSTILE = (
@@ -78,8 +78,8 @@ def test_model_text_is_escaped_and_facts_are_known_by_id(hostile):
 
 def test_segments_cover_the_response():
     item = {"response": "a<F>b<G>", "fact_spans": [[1, 4], [5, 8]]}
-    assert report.segments(item) == [(False, "a"), (True, "<F>"), (False, "b"), (True, "<G>")]
-    assert report.segments({"response": ""}) == []
+    assert response_segments(item) == [(False, "a"), (True, "<F>"), (False, "b"), (True, "<G>")]
+    assert response_segments({"response": ""}) == []
 
 
 def test_a_study_whose_training_folders_are_gone_is_still_reported(demo):

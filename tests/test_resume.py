@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from domain_tokens import evaluation, source_code, training
-from tests.conftest import call, train, tree
+from domain_tokens.evaluation.responses import Answers
+from domain_tokens.training.loss import summed_loss
+from tests.conftest import call, plant, train, tree
 
 
 class KilledError(RuntimeError):
@@ -15,7 +16,7 @@ class KilledError(RuntimeError):
 def test_a_killed_training_run_ends_in_the_same_weights(demo, monkeypatch, capsys):
     assert train(demo, "whole") == 0
     calls = []
-    honest = training.summed_loss
+    honest = summed_loss
 
     def dying(model, inputs, head):
         calls.append(1)
@@ -24,7 +25,7 @@ def test_a_killed_training_run_ends_in_the_same_weights(demo, monkeypatch, capsy
         return honest(model, inputs, head)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "summed_loss", dying)
+        plant(patch, "domain_tokens.training.loss.summed_loss", dying)
         with pytest.raises(KilledError):
             train(demo, "killed")
     assert not (demo / "killed" / "sft_results.json").exists()
@@ -67,7 +68,7 @@ def test_a_killed_evaluation_keeps_its_answers(demo, monkeypatch, capsys, script
         return call(script, *words, *more)
 
     assert evaluate("whole") == 0
-    honest = evaluation.Answers.append
+    honest = Answers.append
     kept = []
 
     def dying(self, id, response):
@@ -77,7 +78,7 @@ def test_a_killed_evaluation_keeps_its_answers(demo, monkeypatch, capsys, script
         honest(self, id, response)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.Answers, "append", dying)
+        patch.setattr(Answers, "append", dying)
         with pytest.raises(KilledError):
             evaluate("killed")
     (partial,) = (demo / "killed").glob("*.partial.jsonl")
@@ -87,7 +88,7 @@ def test_a_killed_evaluation_keeps_its_answers(demo, monkeypatch, capsys, script
     again = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            evaluation.Answers,
+            Answers,
             "append",
             lambda self, id, response: (again.append(id), honest(self, id, response)),
         )
@@ -120,12 +121,12 @@ def test_a_run_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", dying)
+        plant(patch, "domain_tokens.training.loss.evaluate_loss", dying)
         with pytest.raises(KilledError):
             train(demo, "killed")
     before = tree(demo)
     with monkeypatch.context() as patch:
-        patch.setattr(source_code, "code_hash", lambda *args, **more: "f" * 64)
+        plant(patch, "domain_tokens.runs.source_code.code_hash", lambda *args, **more: "f" * 64)
         assert train(demo, "killed", "--resume") == 2
         line = capsys.readouterr().err
     assert "was begun by other code" in line
@@ -133,7 +134,7 @@ def test_a_run_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
     assert tree(demo) == before
     assert train(demo, "killed", "--resume") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(source_code, "code_hash", lambda *args, **more: "f" * 64)
+        plant(patch, "domain_tokens.runs.source_code.code_hash", lambda *args, **more: "f" * 64)
         capsys.readouterr()
         assert train(demo, "killed", "--resume") == 0
     assert "is already finished (made by other code: " in capsys.readouterr().out
@@ -146,7 +147,7 @@ def test_a_run_is_not_resumed_on_other_data(demo, monkeypatch, capsys):
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", dying)
+        plant(patch, "domain_tokens.training.loss.evaluate_loss", dying)
         with pytest.raises(KilledError):
             train(demo, "killed")
     data = demo / "data" / "train.jsonl"
@@ -221,7 +222,7 @@ def test_an_evaluation_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.Answers, "finish", dying)
+        patch.setattr(Answers, "finish", dying)
         with pytest.raises(KilledError):
             evaluate()
 
@@ -229,10 +230,10 @@ def test_an_evaluation_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
         return "f" * 64
 
     with monkeypatch.context() as patch:
-        patch.setattr(source_code, "code_hash", other)
+        plant(patch, "domain_tokens.runs.source_code.code_hash", other)
         assert evaluate("--resume") == 2
     assert "or code" in capsys.readouterr().err
     assert evaluate("--resume") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(source_code, "code_hash", other)
+        plant(patch, "domain_tokens.runs.source_code.code_hash", other)
         assert evaluate("--resume") == 0

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from domain_tokens.plan import Plan
-from tests.conftest import ROOT, call, tree
+from domain_tokens.experiment import Experiment
+from tests.conftest import ROOT, call, plant, tree
 
 
 def read(path):
@@ -74,8 +74,9 @@ def test_results_hold_the_keys_that_are_promised(experiment):
 
 
 def test_a_second_call_does_nothing_and_says_so(experiment, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "domain_tokens.demo_corpus.SIZES",
+    plant(
+        monkeypatch,
+        "domain_tokens.data.demo_corpora.SIZES",
         read(experiment / "demo" / "data" / "manifest.json")["sizes"],
     )
     before = tree(experiment)
@@ -106,10 +107,10 @@ def test_the_full_profile_prints_the_commands_of_the_lab_note(capsys):
 
 
 def test_seeds_get_folders_of_their_own():
-    commands = [str(command) for command in Plan("full", "outputs", [1, 2]).stages()]
+    commands = [str(command) for command in Experiment("full", "outputs", [1, 2]).stages()]
     assert len(commands) == len(set(commands)) == 16
     assert sum("--seed 2" in command for command in commands) == 4
-    (last,) = map(str, Plan("full", "outputs", [1, 2]).comparisons())
+    (last,) = map(str, Experiment("full", "outputs", [1, 2]).comparisons())
     assert "--baseline-dir outputs/eval_baseline_seed_1 outputs/eval_baseline_seed_2" in last
 
 
@@ -119,7 +120,7 @@ def test_the_full_profile_names_the_base_that_is_missing(tmp_path, capsys):
 
 
 def test_every_printed_config_exists():
-    for command in Plan("demo", "outputs").stages():
+    for command in Experiment("demo", "outputs").stages():
         for word in command.arguments:
             if word.endswith(".yaml"):
                 assert (ROOT / word).is_file(), word

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain_tokens import scoring
-from domain_tokens.scoring import continuation_log_probs, next_token_mass
+from domain_tokens.inference.log_probs import _groups, continuation_log_probs, next_token_mass
+from tests.conftest import plant
 
 IDS = st.lists(st.integers(0, 50_348), min_size=1, max_size=9)
 
@@ -46,7 +46,7 @@ def test_scores_are_those_of_a_plain_forward_pass(model, cases):
 def test_texts_with_one_continuation_are_read_packed(model, cases, most, able):
     """G1 scores sixteen rationales a question; padded and masked they cost as much as sampling."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "PACKED_TOKENS", most)
+        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", most)
         patch.setattr(type(model), "_supports_attention_backend", able)
         found = continuation_log_probs(model, [p for p, _ in cases], [[c] for _, c in cases])
     wanted = [[plainly(model, prompt, continuation)] for prompt, continuation in cases]
@@ -54,8 +54,8 @@ def test_texts_with_one_continuation_are_read_packed(model, cases, most, able):
 
 
 def test_many_prompts_go_through_in_groups(model, monkeypatch):
-    monkeypatch.setattr(scoring, "TOKENS", 250)
-    groups = scoring._groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], most=250)
+    plant(monkeypatch, "domain_tokens.inference.log_probs.TOKENS", 250)
+    groups = _groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], most=250)
     assert groups == [[1], [3, 0], [2]]  # the longest is alone though it is too much
     prompts = [[i + 1] * (i % 5 + 1) for i in range(30)]
     continuations = [[[j, 50_256] for j in range(20)]] * 30

@@ -5,19 +5,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain_tokens import prepacked as prepacked_module
-from domain_tokens import screening
-from domain_tokens.prepacked import most_likely, prepacked
-from domain_tokens.screening import Screen
+from domain_tokens.inference.cpu.int8_argmax import (
+    HIDDEN_MOST,
+    WEIGHT_MOST,
+    Int8Argmax,
+    _packed,
+    _rounded,
+    int8_available,
+)
+from domain_tokens.inference.cpu.packed_weights import _Output, most_likely, prepacked
 from tests.conftest import tiny_llama
 
-pytestmark = pytest.mark.skipif(not screening.able(), reason="torch without FBGEMM")
+pytestmark = pytest.mark.skipif(not int8_available(), reason="torch without FBGEMM")
 
 
 def assert_largest(hidden, weight):
     """A found token's exact logit is the largest, but for what fp32 cannot tell apart."""
     logits = hidden.double() @ weight.double().t()
-    found = Screen(weight)(hidden)
+    found = Int8Argmax(weight)(hidden)
     short = logits.amax(1) - logits.gather(1, found[:, None])[:, 0]
     scale = hidden.double().norm(dim=1) * weight.double().norm(dim=1).max()
     assert (short <= 1e-6 * scale).all()
@@ -48,8 +53,8 @@ def test_whole_numbers_alone_would_name_other_tokens():
     noise = torch.Generator().manual_seed(0)
     weight = torch.randn(64, generator=noise) + 1e-3 * torch.randn(3000, 64, generator=noise)
     hidden = torch.randn(40, 64, generator=noise)
-    screen = Screen(weight)
-    rounded, _ = screening._rounded(hidden @ screen._rotation, screening.HIDDEN_MOST)
+    screen = Int8Argmax(weight)
+    rounded, _ = _rounded(hidden @ screen._rotation, HIDDEN_MOST)
     near = screen._near(rounded)
     found = assert_largest(hidden, weight)
     assert (near.argmax(1) != found).float().mean() > 0.5
@@ -61,7 +66,7 @@ def test_of_equal_logits_the_first_token_is_named():
     weight[[70, 1500, 1999]] = weight[1200] * 3
     hidden = weight[1200].repeat(3, 1)
     hidden[2] = 0
-    assert Screen(weight)(hidden).tolist() == [70, 70, 0]
+    assert Int8Argmax(weight)(hidden).tolist() == [70, 70, 0]
 
 
 def test_extreme_integers_do_not_overflow():
@@ -71,12 +76,12 @@ def test_extreme_integers_do_not_overflow():
     weight[2] = 0.999
     hidden = torch.ones(2, 512)
     hidden[1] = -1
-    screen = Screen(weight)
+    screen = Int8Argmax(weight)
     screen._rotation = torch.eye(512)
-    whole = weight.sign().mul(screening.WEIGHT_MOST).to(torch.int8)
-    screen._packed = screening._packed(whole, torch.ones(3))
-    near = screen._near(hidden * screening.HIDDEN_MOST)
-    most = 512 * screening.HIDDEN_MOST * screening.WEIGHT_MOST
+    whole = weight.sign().mul(WEIGHT_MOST).to(torch.int8)
+    screen._packed = _packed(whole, torch.ones(3))
+    near = screen._near(hidden * HIDDEN_MOST)
+    most = 512 * HIDDEN_MOST * WEIGHT_MOST
     assert near.tolist() == [[most, -most, most], [-most, most, -most]]
 
 
@@ -90,7 +95,7 @@ def test_a_model_that_only_writes_greedily_has_no_packed_output_layer(which, tin
         wanted = output(hidden)
         with prepacked(model):
             layer = vars(output)["forward"]
-            assert isinstance(layer, prepacked_module._Output)
+            assert isinstance(layer, _Output)
             assert most_likely(output, hidden).tolist() == wanted.argmax(1).tolist()
             assert layer._packed is None
             torch.testing.assert_close(output(hidden), wanted, atol=1e-5, rtol=1e-5)

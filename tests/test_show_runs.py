@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from domain_tokens.outputs import MARKER
+from domain_tokens.runs.output_folder import UNFINISHED_MARKER
 from tests.conftest import call
 
 
@@ -43,7 +43,7 @@ def test_the_text_has_a_line_per_run(experiment, capsys):
 
 def test_what_is_unfinished_damaged_or_of_other_code_is_told_apart(demo, capsys):
     (demo / "sft_gsm8k_baseline" / "sft_results.json").unlink()
-    (demo / "sft_gsm8k_baseline" / MARKER).write_text('{"condition": "baseline"}')
+    (demo / "sft_gsm8k_baseline" / UNFINISHED_MARKER).write_text('{"condition": "baseline"}')
     (demo / "eval_baseline" / "gsm8k_results.json").write_text("{")
     results = demo / "eval_baseline" / "arithmetic_results.json"
     tree = json.loads(results.read_text())

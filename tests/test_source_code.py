@@ -7,41 +7,48 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens import source_code
-from tests.conftest import ROOT
+from domain_tokens.runs.source_code import PACKAGE, code_hash, imported
+from tests.conftest import ROOT, plant
 
 LOADED = """
 import sys
-from domain_tokens import {name}
+import domain_tokens.{name}
 print(*(n for n in sys.modules if n.startswith("domain_tokens.")))
 """
 
 
-@pytest.mark.parametrize("name", ["training", "preparation"])
+@pytest.mark.parametrize("name", ["training.trainer", "data.prepared"])
 def test_whatever_python_loads_is_seen(name):
     """The oracle is Python's own import; what is imported within functions comes on top."""
     done = subprocess.run(
         [sys.executable, "-c", LOADED.format(name=name)], cwd=ROOT, capture_output=True, text=True
     )
     loaded = {word.removeprefix("domain_tokens.") for word in done.stdout.split()}
-    seen = {path.stem for path in source_code.imported(source_code.PACKAGE / f"{name}.py")}
+    loaded = {word for word in loaded if path_of(word).is_file()}  # rooms hold no code of their own
+    found = {path.relative_to(PACKAGE).with_suffix("") for path in imported(path_of(name))}
+    seen = {".".join(path.parts).removesuffix(".__init__") for path in found}
     assert {name, "prompts", "vocabulary"} <= loaded <= seen
-    assert not {"report", "comparison", "evaluation", "analysis"} & seen
+    assert not {"comparison.report", "evaluation.responses", "comparison.over_seeds"} & seen
+
+
+def path_of(name, package=PACKAGE):
+    return package / f"{name.replace('.', '/')}.py"
 
 
 def test_a_change_of_any_module_that_decides_is_seen_and_of_no_other(tmp_path, monkeypatch):
     package = Path(shutil.copytree(ROOT / "domain_tokens", tmp_path / "domain_tokens"))
-    monkeypatch.setattr(source_code, "PACKAGE", package)
-    monkeypatch.setattr(source_code, "ROOT", tmp_path)
-    roots = [package / "training.py", package / "preparation.py"]
-    deciding = set().union(*map(source_code.imported, roots))
-    before = source_code.code_hash(roots)
-    for module in sorted(package.glob("*.py")):
+    plant(monkeypatch, "domain_tokens.runs.source_code.PACKAGE", package)
+    plant(monkeypatch, "domain_tokens.runs.source_code.ROOT", tmp_path)
+    roots = [path_of(name, package) for name in ("training.trainer", "data.prepared")]
+    deciding = set().union(*map(imported, roots))
+    assert path_of("modeling.chunked_loss", package).resolve() in deciding  # by its room's name
+    before = code_hash(roots)
+    for module in sorted(package.rglob("*.py")):
         text = module.read_text()
         module.write_text(text + "\n# changed\n")
-        assert (source_code.code_hash(roots) != before) == (module.resolve() in deciding), module
+        assert (code_hash(roots) != before) == (module.resolve() in deciding), module
         module.write_text(text)
-    assert source_code.code_hash(roots) == before
+    assert code_hash(roots) == before
 
 
 def test_imports_of_every_form_are_followed(tmp_path, monkeypatch):
@@ -57,8 +64,8 @@ def test_imports_of_every_form_are_followed(tmp_path, monkeypatch):
         "if TYPE_CHECKING:\n    from domain_tokens import typed\n"
         "def f():\n    from domain_tokens.late import y\n"
     )
-    monkeypatch.setattr(source_code, "PACKAGE", package)
-    found = source_code.imported(package / "root.py")
+    plant(monkeypatch, "domain_tokens.runs.source_code.PACKAGE", package)
+    found = imported(package / "root.py")
     names = {path.relative_to(package.resolve()).as_posix() for path in found}
     wanted = "root plain late dotted __init__ room/__init__ room/deep"
     assert names == {f"{name}.py" for name in wanted.split()}

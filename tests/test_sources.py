@@ -10,10 +10,10 @@ import datasets.config
 import datasets.exceptions
 import pytest
 
-from domain_tokens import sources
-from domain_tokens.corpora import load_questions
+from domain_tokens.data.corpora import load_questions
+from domain_tokens.data.sources import SUFFIXES, file_hashes, read_rows, same_rows
 from domain_tokens.errors import UserError
-from domain_tokens.sources import file_hashes, read_rows, same_rows
+from tests.conftest import ROOT, plant
 from tests.rows import chat_row, conversations, message_of, problem_row, problems, write_jsonl
 
 
@@ -46,7 +46,7 @@ def write(file: Path, rows: list[dict]) -> None:
         file.write_bytes(gzip.compress(text.encode(), mtime=0) if packed else text.encode())
 
 
-@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("place", ["file", "folder", "data"])
 def test_every_format_and_place_gives_the_same_rows(tmp_path: Path, suffix: str, place: str):
     rows = [chat_row("one", id="a", source="s"), chat_row("two × 2", id="b", source="t")]
@@ -76,7 +76,7 @@ def test_a_folder_of_save_to_disk_is_read_and_must_be_complete(tmp_path: Path, s
     assert "lacks data-00001-of-00002.arrow, one of 2" in message_of(folder)
 
 
-@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("appended", ["", "-0123abcd"])
 def test_shards_are_read_in_order_and_must_be_complete(tmp_path: Path, suffix: str, appended: str):
     """Names of older versions of datasets end in a hash: half a download passed as whole."""
@@ -164,7 +164,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, name: str, content: b
 
 def test_no_message_advises_to_delete():
     """'Delete that line' went for a JSON list in one line, too: to delete it was to delete all."""
-    for path in (Path(sources.__file__).parent).glob("*.py"):
+    for path in (ROOT / "domain_tokens" / "data").glob("*.py"):
         words = path.read_text(encoding="utf-8")
         assert "delete that line" not in words, path
         assert "delete the row" not in words, path
@@ -202,7 +202,11 @@ def test_every_row_of_what_must_not_be_repeated_needs_a_question(tmp_path: Path)
 
 
 def test_a_missing_path_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(sources, "_hub_table", lambda *_, **__: pytest.fail("asked the hub"))
+    plant(
+        monkeypatch,
+        "domain_tokens.data.sources._hub_table",
+        lambda *_, **__: pytest.fail("asked the hub"),
+    )
     monkeypatch.chdir(tmp_path)
     for source in ("./owner/name", "~/no/such", "/no/such", "owner/rows.jsonl", "../a/b", "word"):
         assert "looked for" in message_of(source, key="data.validation_source")
@@ -225,7 +229,7 @@ def test_the_hub_is_asked_for_the_named_config(monkeypatch):
         return table
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    plant(monkeypatch, "domain_tokens.data.sources._hub_answers", lambda: True)
     assert list(read_rows("openai/gsm8k", split="test")) == table.to_list()
     list(read_rows("openai/gsm8k:socratic", split="train"))
     list(read_rows("allenai/tulu-3-sft-mixture", split="train"))
@@ -238,7 +242,7 @@ def test_the_hub_is_asked_for_the_named_config(monkeypatch):
 
 
 def test_an_unreachable_hub_is_one_line_that_names_the_key(monkeypatch, tmp_path: Path, capfd):
-    monkeypatch.setattr(sources, "_hub_answers", lambda: False)
+    plant(monkeypatch, "domain_tokens.data.sources._hub_answers", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     before = datasets.config.HF_HUB_OFFLINE
     message = message_of("no-such-owner/no-such-set", key="data.decontaminate_against")
@@ -262,5 +266,5 @@ def test_what_the_hub_refuses_is_bad_input(monkeypatch, error: Exception, why: s
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    plant(monkeypatch, "domain_tokens.data.sources._hub_answers", lambda: True)
     assert why in message_of("owner/name")

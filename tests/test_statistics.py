@@ -10,29 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind
 
-from domain_tokens.statistics import (
+from domain_tokens.comparison.power import (
     Aim,
-    Estimate,
-    Floor,
     ItemNoise,
     RunNoise,
+    detectable_effect,
+    detectable_limit,
+    item_noise,
+    run_noise,
+    seeds_needed,
+)
+from domain_tokens.statistics import (
+    Estimate,
+    Floor,
     best_constant,
     bootstrap_interval,
     collapsed,
     crossed_contrast,
     crossed_t,
-    detectable_effect,
-    detectable_limit,
     holm,
     holm_levels,
-    item_noise,
     matched_floor,
     mcnemar_exact,
     paired_difference_interval,
     permutation_of_runs,
     run_means_t,
-    run_noise,
-    seeds_needed,
     training_mode_constant,
     wilson_interval,
 )

@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from domain_tokens import evaluation, training
-from domain_tokens.checkpoints import weights_hash
-from tests.conftest import call, train, tree
+from domain_tokens.checkpoints.hashes import weights_hash
+from domain_tokens.evaluation.responses import Answers
+from domain_tokens.training.loss import summed_loss
+from domain_tokens.training.trainer import last_checkpoint
+from tests.conftest import call, plant, train, tree
 
 
 def evaluate(demo, folder, *more):
@@ -32,14 +34,14 @@ def one_line(capsys):
 
 def at_call(monkeypatch, number, act):
     """Let the loss function of training act at one of its calls."""
-    honest, calls = training.summed_loss, []
+    honest, calls = summed_loss, []
 
     def patched(model, inputs, head):
         calls.append(1)
         loss = honest(model, inputs, head)
         return act(loss) if len(calls) == number else loss
 
-    monkeypatch.setattr(training, "summed_loss", patched)
+    plant(monkeypatch, "domain_tokens.training.loss.summed_loss", patched)
 
 
 @contextlib.contextmanager
@@ -65,7 +67,7 @@ def test_a_preempted_run_saves_and_ends_in_the_same_weights(demo, monkeypatch, c
         at_call(patch, 3, preempt)
         assert train(demo, "told") == 1
     assert "terminated after step 3 of" in one_line(capsys)
-    assert training.last_checkpoint(demo / "told").endswith("checkpoint-3")
+    assert last_checkpoint(demo / "told").endswith("checkpoint-3")
     assert train(demo, "told", "--resume") == 0
     assert weights_hash(demo / "told") == weights_hash(demo / "whole")
 
@@ -73,7 +75,7 @@ def test_a_preempted_run_saves_and_ends_in_the_same_weights(demo, monkeypatch, c
 def test_a_preempted_evaluation_keeps_its_answers(demo, monkeypatch, capsys):
     assert evaluate(demo, "whole") == 0
     capsys.readouterr()
-    honest, kept = evaluation.Answers.append, []
+    honest, kept = Answers.append, []
 
     def preempt(self, id, response):
         honest(self, id, response)
@@ -82,7 +84,7 @@ def test_a_preempted_evaluation_keeps_its_answers(demo, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.Answers, "append", preempt)
+        patch.setattr(Answers, "append", preempt)
         assert evaluate(demo, "told") == 1
     assert "terminated (SIGTERM)" in one_line(capsys)
     assert evaluate(demo, "told", "--resume") == 0
@@ -97,7 +99,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(demo, monkeypatch, ca
     line = one_line(capsys)
     assert "loss is nan at step 4" in line
     assert "learning_rate" in line
-    kept = training.last_checkpoint(demo / "nan")
+    kept = last_checkpoint(demo / "nan")
     assert kept.endswith("checkpoint-2")
     assert all(t.isfinite().all() for t in load_file(f"{kept}/model.safetensors").values())
     assert not (demo / "nan" / "sft_results.json").exists()
@@ -150,7 +152,7 @@ def test_a_half_written_checkpoint_is_passed_over(demo, monkeypatch, capsys):
     at_call(monkeypatch, 5, lambda loss: loss * torch.nan)
     assert train(demo, "half") == 1
     monkeypatch.undo()
-    kept = training.last_checkpoint(demo / "half")
+    kept = last_checkpoint(demo / "half")
     later = demo / "half" / "checkpoints" / "checkpoint-99"
     shutil.copytree(kept, later)
     (later / "trainer_state.json").unlink()

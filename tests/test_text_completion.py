@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from domain_tokens import display
-from domain_tokens.speaker import Speaker
-from tests.conftest import call, load_script
+from domain_tokens.evaluation.chat import ChatSession
+from domain_tokens.runs.console import highlighted
+from tests.conftest import call, load_script, plant
 
 SCRIPT = "sample/text_completion.py"
 
@@ -46,25 +46,25 @@ def test_samples_depend_on_the_seed_and_on_their_number(arms, capsys):
 
 def test_facts_are_known_by_id_and_not_by_their_name(arms, monkeypatch):
     """A typed <MUL_6_9_54> counted as a fact token would flatter the wrong arm."""
-    speaker = Speaker.load(arms[1], "fp32")
+    speaker = ChatSession.load(arms[1], "fp32")
     fact = speaker.fact_ids[0]
     typed = speaker.renderer.raw_prompt("<MUL_1_1_1>")
     assert fact not in typed
 
     def shown(ids):
         marked = [token in speaker.fact_ids for token in ids]
-        return display.highlighted(speaker.tokenizer, ids, marked)
+        return highlighted(speaker.tokenizer, ids, marked)
 
     assert shown(typed) == "<MUL_1_1_1>"
     assert shown([*typed, fact]) == "<MUL_1_1_1>«<MUL_1_1_1>»"
-    monkeypatch.setattr("domain_tokens.display.colour", lambda: True)
+    plant(monkeypatch, "domain_tokens.runs.console.uses_colour", lambda: True)
     assert shown([fact]) == "\033[1;33m<MUL_1_1_1>\033[0m"
 
 
 def test_control_characters_do_not_reach_the_terminal(arms):
-    speaker = Speaker.load(arms[0], "fp32")
+    speaker = ChatSession.load(arms[0], "fp32")
     ids = speaker.renderer.raw_prompt("a\x1b[2J\tb\nc\x00")
-    assert display.highlighted(speaker.tokenizer, ids, [False] * len(ids)) == "a\\x1b[2J\tb\nc\\x00"
+    assert highlighted(speaker.tokenizer, ids, [False] * len(ids)) == "a\\x1b[2J\tb\nc\\x00"
 
 
 def test_json_holds_every_sample_of_every_checkpoint(arms, capsys):

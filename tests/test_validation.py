@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens import sft
-from domain_tokens.config import SFTConfig, load_config
+from domain_tokens.data.sources import file_hashes
 from domain_tokens.errors import UserError
+from domain_tokens.runs.config import SFTConfig, load_config
+from domain_tokens.training.stage_data import source_files, stage_sources
 from tests.conftest import ROOT, call, load_script
 from tests.rows import chat_row, problem_row, write_jsonl
 
@@ -22,12 +23,12 @@ def loaded(stage: str, *overrides: str):
     """What a stage loads, after the check that it hashes the very places that it reads."""
     script, config = load_script(f"sft/sft_{stage}.py"), config_of(stage, *overrides)
     data = script.load_data(config)
-    reads = [key for key, _, _ in sft.sources(config, script.USUAL)]
+    reads = [key for key, _, _ in stage_sources(config, script.USUAL)]
     assert ("data.validation_source" in reads) == ("validation" in data.fingerprint)
-    assert set(sft.source_files(config, script.USUAL)) == {
+    assert set(source_files(config, script.USUAL)) == {
         str(file)
-        for key, source, split in sft.sources(config, script.USUAL)
-        for file in sft.file_hashes(source, split=split, key=key)
+        for key, source, split in stage_sources(config, script.USUAL)
+        for file in file_hashes(source, split=split, key=key)
     }
     return data
 

@@ -10,8 +10,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from domain_tokens import vocabulary
 from domain_tokens.vocabulary import (
+    _GPT2_FILES,
     FACT_PAIRS,
     FACTS,
     Layout,
@@ -71,7 +71,7 @@ def test_gpt2_tokenizer_is_gpt2s():
 
 
 def test_changed_gpt2_file_is_refused(monkeypatch):
-    monkeypatch.setitem(vocabulary._GPT2_FILES, "vocab.bpe", "0" * 64)
+    monkeypatch.setitem(_GPT2_FILES, "vocab.bpe", "0" * 64)
     with pytest.raises(ValueError, match=r"vocab\.bpe is not the published file"):
         gpt2_tokenizer()
 
@@ -272,7 +272,7 @@ def test_importing_the_names_loads_no_torch():
 def test_package_holds_the_published_vocabulary():
     if not GPT2_FILES.is_dir():
         pytest.skip("no shared/data/gpt2 beside the checkout")
-    published = vocabulary.gpt2_tokenizer().__class__(
+    published = gpt2_tokenizer().__class__(
         vocab=str(GPT2_FILES / "vocab.json"), merges=str(GPT2_FILES / "merges.txt")
     )
     ours = gpt2_tokenizer()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain_tokens.errors import UserError
-from domain_tokens.yaml_values import read, read_value
+from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ from domain_tokens.yaml_values import read, read_value
     ],
 )
 def test_scalars_are_those_of_the_core_schema(text, value):
-    found = read_value(text, "-")
+    found = read_yaml_value(text, "-")
     assert found == value
     assert type(found) is type(value)
 
@@ -63,7 +63,7 @@ def test_scalars_are_those_of_the_core_schema(text, value):
 def test_what_json_writes_is_read_as_json_reads_it(tree):
     """JSON is YAML, and JSON's own reader is the oracle."""
     text = json.dumps(tree)
-    assert read(text, "-") == json.loads(text)
+    assert read_yaml(text, "-") == json.loads(text)
 
 
 @pytest.mark.parametrize("depth", range(4))
@@ -72,19 +72,19 @@ def test_a_key_there_twice_is_named_at_any_depth(depth):
     lines += [f"{'  ' * depth}same: 1", f"{'  ' * depth}other: 2", f"{'  ' * depth}'same': 1"]
     path = ".".join([*(f"k{level}" for level in range(depth)), "same"])
     with pytest.raises(UserError) as caught:
-        read("\n".join(lines), "F")
+        read_yaml("\n".join(lines), "F")
     assert f"F: {path} is there twice, in lines {depth + 1} and {depth + 3}" in str(caught.value)
 
 
 def test_a_key_there_twice_within_a_list_is_named():
     with pytest.raises(UserError, match=r"a\[1\]\.b is there twice, in lines 3 and 4"):
-        read("a:\n- b: 1\n- b: 1\n  b: 2", "F")
+        read_yaml("a:\n- b: 1\n- b: 1\n  b: 2", "F")
 
 
 @pytest.mark.parametrize("text", ["a:", "a:\nb: 1", "a: # nothing", "b:\n  a:", "a:\n- 1\n-"])
 def test_an_empty_value_is_refused(text):
     with pytest.raises(UserError, match=r"is empty \(line \d\); write null to mean none"):
-        read(text, "F")
+        read_yaml(text, "F")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_an_empty_value_is_refused(text):
 )
 def test_what_cannot_be_read_is_one_line(text):
     with pytest.raises(UserError) as caught:
-        read(text, "F")
+        read_yaml(text, "F")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("F: ")

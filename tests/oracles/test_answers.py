@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domain_tokens import answers
+from domain_tokens.answers import extract_flexible, extract_strict, is_correct
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 NEEDS_DATA = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
@@ -80,7 +80,7 @@ def check_cases(read_strict, read_flexible):
 
 
 def test_answers_by_hand():
-    check_cases(answers.extract_strict, answers.extract_flexible)
+    check_cases(extract_strict, extract_flexible)
 
 
 def test_the_oracle_by_hand():
@@ -110,7 +110,7 @@ def check_golds(read_strict, read_flexible, is_correct):
 @pytest.mark.shared_data
 @NEEDS_DATA
 def test_every_gold_is_read_as_it_stands():
-    check_golds(answers.extract_strict, answers.extract_flexible, answers.is_correct)
+    check_golds(extract_strict, extract_flexible, is_correct)
 
 
 def responses():
@@ -134,13 +134,13 @@ def check_responses(read_strict, read_flexible):
 @pytest.mark.shared_data
 @NEEDS_DATA
 def test_free_responses_are_read_alike_but_one():
-    check_responses(answers.extract_strict, answers.extract_flexible)
+    check_responses(extract_strict, extract_flexible)
 
 
 def test_a_product_with_a_decimal_is_no_answer():
     text = "#### 10,400*.5 = <<10400*.5=10400>>10,400"
     assert strict(text) is None
-    assert answers.extract_strict(text) is None
+    assert extract_strict(text) is None
 
 
 # Planted faults

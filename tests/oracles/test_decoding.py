@@ -16,8 +16,9 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from domain_tokens import generation, scoring
-from domain_tokens.generation import Sampling
+from domain_tokens.inference.decoder import Response, generate
+from domain_tokens.inference.log_probs import continuation_log_probs
+from domain_tokens.inference.sampling import Sampling
 
 VOCABULARY, EOS, CONTEXT = 60, 0, 64
 
@@ -115,7 +116,7 @@ def check_greedy(generate, family, *, budgets=(1, 12, 40), sizes=(1, 5)):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_greedy_responses_are_those_of_generate(family):
-    check_greedy(generation.generate, family)
+    check_greedy(generate, family)
 
 
 def test_greedy_responses_of_the_whole_vocabulary_are_those_of_generate(tiny_model):
@@ -125,9 +126,7 @@ def test_greedy_responses_of_the_whole_vocabulary_are_those_of_generate(tiny_mod
     tiny_model.eval()
     draw = np.random.default_rng(1)
     questions = [draw.integers(0, 50_349, size=n).tolist() for n in (3, 17, 9, 1, 26)]
-    found = generation.generate(
-        tiny_model, questions, eos_id=50_256, max_new_tokens=16, batch_size=3
-    )
+    found = generate(tiny_model, questions, eos_id=50_256, max_new_tokens=16, batch_size=3)
     for prompt, response in zip(questions, found, strict=True):
         ids = torch.tensor([prompt])
         written = tiny_model.generate(
@@ -147,7 +146,7 @@ def with_responses(change):
     """Return a generate whose responses are changed; change gets response, prompt and budget."""
 
     def faulty(model, prompts, *, eos_id, max_new_tokens, batch_size):
-        found = generation.generate(
+        found = generate(
             model, prompts, eos_id=eos_id, max_new_tokens=max_new_tokens, batch_size=batch_size
         )
         return [change(r, p, max_new_tokens) for r, p in zip(found, prompts, strict=True)]
@@ -182,20 +181,18 @@ def padded(side, *, masked):
                 ids = ids[: ids.index(eos_id)] if ended else ids
                 full = len(prompt) + len(ids) == CONTEXT
                 reason = "eos" if ended else "context" if full else "length"
-                found.append(generation.Response(ids, reason))
+                found.append(Response(ids, reason))
         return found
 
     return faulty
 
 
 def another_eos(model, prompts, *, eos_id, max_new_tokens, batch_size):
-    return generation.generate(
-        model, prompts, eos_id=-1, max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
+    return generate(model, prompts, eos_id=-1, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def one_more(model, prompts, *, eos_id, max_new_tokens, batch_size):
-    return generation.generate(
+    return generate(
         model, prompts, eos_id=eos_id, max_new_tokens=max_new_tokens + 1, batch_size=batch_size
     )
 
@@ -275,7 +272,7 @@ def fits(tokens, expected):
 
 def draw_next(model, prompt, count, **plan):
     """Draw one token for each of `count` rows with the same prompt and seeds of their own."""
-    found = generation.generate(
+    found = generate(
         model,
         [prompt] * count,
         eos_id=-1,
@@ -309,7 +306,7 @@ def test_the_second_token_follows_the_first_as_computed_by_hand():
     """Two tokens a row: the second is drawn given the first, and not with the same noise."""
     model, prompt = flattened(gpt2()), [3, 14, 15, 9, 2]
     plan = {"temperature": 1.0, "top_k": 4}
-    found = generation.generate(
+    found = generate(
         model,
         [prompt] * DRAWS,
         eos_id=-1,
@@ -328,7 +325,7 @@ def test_a_row_is_drawn_from_its_own_seed():
     seeds = tuple(range(100, 109))
 
     def run(order, size):
-        found = generation.generate(
+        found = generate(
             model,
             [questions[i] for i in order],
             eos_id=EOS,
@@ -422,7 +419,7 @@ def check_scores(scores, model):
 
 
 def test_scores_are_sums_of_a_plain_log_softmax(model):
-    check_scores(scoring.continuation_log_probs, model)
+    check_scores(continuation_log_probs, model)
 
 
 def changed_scores(change):

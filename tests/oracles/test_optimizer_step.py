@@ -16,8 +16,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from domain_tokens import packing, training
-from domain_tokens.config import TrainingSection
+from domain_tokens.runs.config import TrainingSection
+from domain_tokens.training.loss import summed_loss
+from domain_tokens.training.step_plan import build_micro_batch, plan_steps
+from domain_tokens.training.trainer import SFTTrainer, train, training_arguments
+from tests.conftest import plant
 from tests.test_packing import make_example
 
 VOCABULARY = 96  # small, so that few gradients are lost in rounding
@@ -159,10 +162,10 @@ def difference(trained, expected, sure):
 def check(model, rows, settings, folder, *, warmup=0, trained_rows=None):
     """Train and compare with the reference, to 2e-6 (a step is 1e-3)."""
     start = copy.deepcopy(model)
-    plan = training.make_plan(rows, settings)
+    plan = plan_steps(rows, settings)
     size = settings.batch_size * settings.gradient_accumulation_steps
     chunks = [plan.order[i : i + size] for i in range(0, len(plan.order), size)]
-    training.train(model, trained_rows or rows, plan, settings, folder)
+    train(model, trained_rows or rows, plan, settings, folder)
     trained = dict(model.named_parameters())
     batches = [[rows[i] for i in chunk] for chunk in chunks]
     found = [
@@ -250,26 +253,26 @@ def test_a_wrong_setting_is_refused(changes, tmp_path):
 
 
 def test_shifted_labels_are_refused(tmp_path, monkeypatch):
-    build = packing.build
+    build = build_micro_batch
 
     def shifted(rows, *, pad_id):
         batch = build(rows, pad_id=pad_id)
         return dataclasses.replace(batch, targets=np.roll(batch.targets, 1, axis=1))
 
-    monkeypatch.setattr(packing, "build", shifted)
+    plant(monkeypatch, "domain_tokens.training.step_plan.build_micro_batch", shifted)
     with pytest.raises(AssertionError, match="weights differ"):
         check(gpt2(), examples(8), SETTINGS, tmp_path)
 
 
 def test_documents_that_see_each_other_are_refused(tmp_path, monkeypatch):
-    build = packing.build
+    build = build_micro_batch
 
     def mixed(rows, *, pad_id):
         batch = build(rows, pad_id=pad_id)
         places = np.broadcast_to(np.arange(batch.input_ids.shape[1]), batch.input_ids.shape)
         return dataclasses.replace(batch, position_ids=places.copy() % 64)
 
-    monkeypatch.setattr(packing, "build", mixed)
+    plant(monkeypatch, "domain_tokens.training.step_plan.build_micro_batch", mixed)
     with pytest.raises(AssertionError, match="weights differ"):
         check(llama(), examples(8), SETTINGS, tmp_path)
 
@@ -278,10 +281,10 @@ def test_a_mean_of_micro_batch_means_is_refused(tmp_path, monkeypatch):
     """It over-weights short examples (torchtune #1875)."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        total = training.summed_loss(model, inputs, self.head)
+        total = summed_loss(model, inputs, self.head)
         return total / max(len(inputs["targets"]), 1) / self.args.gradient_accumulation_steps
 
-    monkeypatch.setattr(training.SFTTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
     settings = with_(batch_size=1, gradient_accumulation_steps=8)
     with pytest.raises(AssertionError, match="weights differ"):
         check(gpt2(), examples(8), settings, tmp_path)
@@ -297,20 +300,20 @@ def test_a_mean_of_micro_batch_means_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_another_optimizer_is_refused(changes, tmp_path, monkeypatch):
-    make = training.arguments
+    make = training_arguments
 
     def changed(*words):
         made = make(*words)
         return dataclasses.replace(made, **changes)
 
-    monkeypatch.setattr(training, "arguments", changed)
+    plant(monkeypatch, "domain_tokens.training.trainer.training_arguments", changed)
     with pytest.raises(AssertionError, match="weights differ"):
         check(gpt2(), examples(24), SETTINGS, tmp_path)
 
 
 def test_decay_of_biases_and_norms_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        training.SFTTrainer,
+        SFTTrainer,
         "get_decay_parameter_names",
         lambda self, model: [name for name, _ in model.named_parameters()],
     )
@@ -356,7 +359,7 @@ def planted_update(monkeypatch, fault):
         self.optimizer = Update(groups, fault=fault)
         return self.optimizer
 
-    monkeypatch.setattr(training.SFTTrainer, "create_optimizer", create)
+    monkeypatch.setattr(SFTTrainer, "create_optimizer", create)
 
 
 def test_an_update_without_a_planted_fault_is_accepted(tmp_path, monkeypatch):

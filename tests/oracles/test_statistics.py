@@ -21,7 +21,21 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from domain_tokens import statistics as judged
+from domain_tokens.comparison.power import Aim, detectable_effect
+from domain_tokens.statistics import (
+    Estimate,
+    best_constant,
+    bootstrap_interval,
+    crossed_t,
+    holm,
+    matched_floor,
+    mcnemar_exact,
+    paired_difference_interval,
+    permutation_of_runs,
+    run_means_t,
+    training_mode_constant,
+    wilson_interval,
+)
 
 COUNTS = [(0, 0), (1, 0), (0, 6), (5, 5), (4, 11), (33, 27), (2, 19), (130, 101), (700, 3)]
 TABLES = [(36, 2, 12, 0), (0, 4, 9, 1306), (20, 13, 7, 1279), (5, 5, 5, 5), (1, 0, 0, 9)]
@@ -50,15 +64,15 @@ def check_mcnemar(mcnemar):
 
 
 def test_mcnemar_is_that_of_statsmodels():
-    check_mcnemar(judged.mcnemar_exact)
+    check_mcnemar(mcnemar_exact)
 
 
 MCNEMAR = {
     "one-sided": lambda b, c: stats.binom.cdf(min(b, c), b + c, 0.5) if b + c else 1.0,
     "not capped at 1": lambda b, c: 2 * stats.binom.cdf(min(b, c), b + c, 0.5),
     "chi-square": lambda b, c: stats.chi2.sf((b - c) ** 2 / max(b + c, 1), 1),
-    "mid-p": lambda b, c: judged.mcnemar_exact(b, c) - stats.binom.pmf(min(b, c), b + c, 0.5),
-    "only the first": lambda b, c: judged.mcnemar_exact(b, b + c),
+    "mid-p": lambda b, c: mcnemar_exact(b, c) - stats.binom.pmf(min(b, c), b + c, 0.5),
+    "only the first": lambda b, c: mcnemar_exact(b, b + c),
 }
 
 
@@ -75,7 +89,7 @@ def check_wilson(wilson):
 
 
 def test_wilson_is_that_of_statsmodels():
-    check_wilson(judged.wilson_interval)
+    check_wilson(wilson_interval)
 
 
 WILSON = {
@@ -84,11 +98,11 @@ WILSON = {
     )
     for name, method in [("Wald", "normal"), ("Agresti-Coull", "agresti_coull")]
 } | {
-    "one-sided level": lambda k, n, confidence: judged.wilson_interval(
+    "one-sided level": lambda k, n, confidence: wilson_interval(
         k, n, confidence=2 * confidence - 1
     ),
-    "another level": lambda k, n, confidence: judged.wilson_interval(k, n, confidence=0.95),
-    "one item fewer": lambda k, n, confidence: judged.wilson_interval(
+    "another level": lambda k, n, confidence: wilson_interval(k, n, confidence=0.95),
+    "one item fewer": lambda k, n, confidence: wilson_interval(
         min(k, max(n - 1, 1)), max(n - 1, 1), confidence=confidence
     ),
 }
@@ -129,7 +143,7 @@ def check_newcombe(interval):
 
 
 def test_the_paired_interval_is_that_of_newcombe():
-    check_newcombe(judged.paired_difference_interval)
+    check_newcombe(paired_difference_interval)
 
 
 NEWCOMBE = {
@@ -164,7 +178,7 @@ def check_holm(holm):
 
 
 def test_holm_is_that_of_statsmodels():
-    check_holm(judged.holm)
+    check_holm(holm)
 
 
 def stepwise(pvalues, *, cap=1.0, monotone=True, restore=True):
@@ -229,7 +243,7 @@ def check_crossed_t(crossed_t):
 
 
 def test_the_crossed_t_has_the_mean_squares_of_an_analysis_of_variance():
-    check_crossed_t(judged.crossed_t)
+    check_crossed_t(crossed_t)
 
 
 @pytest.mark.parametrize(("run_sd", "item_sd"), [(0.0, 0.0), (0.5, 0.0), (0.0, 1.0), (0.5, 1.0)])
@@ -238,9 +252,7 @@ def test_the_crossed_t_covers_the_truth_over_runs_and_items(run_sd, item_sd):
     draw = np.random.default_rng(1)
     held = 0
     for _ in range(800):
-        low, high = judged.crossed_t(runs_and_items(5, 30, run_sd, item_sd, draw=draw)).interval(
-            0.95
-        )
+        low, high = crossed_t(runs_and_items(5, 30, run_sd, item_sd, draw=draw)).interval(0.95)
         held += low <= 0 <= high
     assert held >= 0.93 * 800
 
@@ -259,7 +271,7 @@ def crossed_with(*, v=None, df=None, ddof=1, items_first=False):
         whole = v(s, i, r) if v else max(s + i - r, s, i)
         error = s**2 / (seeds - 1) + i**2 / (items - 1) + r**2 / ((seeds - 1) * (items - 1))
         freedom = df(seeds, items) if df else max(seeds - 1, whole**2 / error)
-        return judged.Estimate(mean, math.sqrt(max(whole, 0) / d.size), freedom)
+        return Estimate(mean, math.sqrt(max(whole, 0) / d.size), freedom)
 
     return faulty
 
@@ -299,14 +311,14 @@ def check_run_means(run_means_t):
 
 
 def test_the_t_over_run_means_is_that_of_statsmodels():
-    check_run_means(judged.run_means_t)
+    check_run_means(run_means_t)
 
 
 def run_means_with(*, ddof=1, lost=1, root=True):
     def faulty(means):
         n = len(means)
         se = np.std(means, ddof=ddof) / (math.sqrt(n) if root else 1)
-        return judged.Estimate(float(np.mean(means)), float(se), n - lost)
+        return Estimate(float(np.mean(means)), float(se), n - lost)
 
     return faulty
 
@@ -342,14 +354,14 @@ def check_permutation(permutation, cases=None):
 
 
 def test_the_permutation_of_runs_tries_every_swap():
-    check_permutation(judged.permutation_of_runs)
+    check_permutation(permutation_of_runs)
 
 
 def test_the_permutation_of_runs_where_the_sum_is_exactly_zero():
     """Tenths that add up to 0: in floats the sum is 1e-16 or 0, depending on who adds."""
     zero = [["0.1", "-0.7", "-0.3", "0.9"], ["0.0", "0.6", "0.2", "0.9", "-0.3", "-1.4"]]
     zero += [["-0.6", "0.2", "0.4", "0.1", "-0.3", "0.8", "-0.6"], ["0.1", "0.2", "-0.3"]]
-    check_permutation(judged.permutation_of_runs, zero)
+    check_permutation(permutation_of_runs, zero)
 
 
 def permuted(means, *, reached=lambda total, seen: abs(total) >= abs(seen) - 1e-12, skip=0):
@@ -377,15 +389,15 @@ def check_detectable(detectable):
         (2.0, 30, 0.01, 0.95, 1),
         (0.3, 1, 0.1, 0.5, 3),
     ]:
-        error = judged.Estimate(0.0, se, df)
+        error = Estimate(0.0, se, df)
         expected = se * (stats.t.isf(alpha / 2 / comparisons, df) + stats.t.isf(1 - power, df))
-        found = detectable(error, judged.Aim(alpha, power, comparisons))
+        found = detectable(error, Aim(alpha, power, comparisons))
         assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_detectable_effect_uses_its_alpha_and_power():
     """Printed 566 seeds for alpha .01 and power .95, where 1,178 were right (issue 16, item 16)."""
-    check_detectable(judged.detectable_effect)
+    check_detectable(detectable_effect)
 
 
 @pytest.mark.parametrize(("df", "power"), [(4, 0.773), (9, 0.792), (30, 0.798)])
@@ -394,7 +406,7 @@ def test_the_detectable_effect_is_found_nearly_as_often_as_it_says(df, power):
 
     The power is that of the noncentral t; 20,000 simulated studies agree with it.
     """
-    effect = judged.detectable_effect(judged.Estimate(0.0, 0.4, df), judged.Aim(0.05, 0.8, 2))
+    effect = detectable_effect(Estimate(0.0, 0.4, df), Aim(0.05, 0.8, 2))
     threshold = stats.t.isf(0.05 / 4, df)
     assert stats.nct.sf(threshold, df, effect / 0.4) == pytest.approx(power, abs=0.004)
     draw = np.random.default_rng(df)
@@ -447,21 +459,21 @@ def check_constants(best_constant, training_mode_constant):
 
 
 def test_constant_answers_score_what_counting_says():
-    check_constants(judged.best_constant, judged.training_mode_constant)
+    check_constants(best_constant, training_mode_constant)
 
 
 CONSTANTS = {
     "numbers as text": (
-        lambda golds: judged.best_constant([f"x{g}" for g in golds]),
-        judged.training_mode_constant,
+        lambda golds: best_constant([f"x{g}" for g in golds]),
+        training_mode_constant,
     ),
     "the training mode's own share": (
-        judged.best_constant,
-        lambda training, golds: judged.best_constant(training),
+        best_constant,
+        lambda training, golds: best_constant(training),
     ),
     "the best on test as training mode": (
-        judged.best_constant,
-        lambda training, golds: judged.best_constant(golds),
+        best_constant,
+        lambda training, golds: best_constant(golds),
     ),
 }
 
@@ -492,12 +504,12 @@ def check_matched_floor(matched_floor):
 
 
 def test_the_matched_floor_is_the_mean_over_every_deal():
-    check_matched_floor(judged.matched_floor)
+    check_matched_floor(matched_floor)
 
 
 def with_floor(change):
     def faulty(said, golds, permutations, seed):
-        floor, p = judged.matched_floor(said, golds, permutations=permutations, seed=seed)
+        floor, p = matched_floor(said, golds, permutations=permutations, seed=seed)
         return change(floor, p, said, permutations)
 
     return faulty
@@ -511,7 +523,7 @@ MATCHED = {
     "the other side": with_floor(lambda floor, p, said, n: (floor, 1 - p)),
     "accuracy as the floor": lambda said, golds, permutations, seed: (
         sum(s == g for s, g in zip(said, golds, strict=True)) / len(golds),
-        judged.matched_floor(said, golds, permutations=permutations, seed=seed)[1],
+        matched_floor(said, golds, permutations=permutations, seed=seed)[1],
     ),
 }
 
@@ -537,24 +549,22 @@ def check_bootstrap(bootstrap_interval):
 
 
 def test_the_bootstrap_is_that_of_plain_resampling():
-    check_bootstrap(judged.bootstrap_interval)
+    check_bootstrap(bootstrap_interval)
 
 
 BOOTSTRAP = {
-    "another level": lambda d, confidence, seed: judged.bootstrap_interval(
-        d, confidence=0.95, seed=seed
-    ),
+    "another level": lambda d, confidence, seed: bootstrap_interval(d, confidence=0.95, seed=seed),
     "SD instead of SE": lambda d, confidence, seed: tuple(
         stats.norm.interval(confidence, np.mean(d), np.std(d))
     ),
-    "the seed is not used": lambda d, confidence, seed: judged.bootstrap_interval(
+    "the seed is not used": lambda d, confidence, seed: bootstrap_interval(
         d, confidence=confidence, seed=int(np.random.default_rng().integers(2**31))
     ),
     "median": lambda d, confidence, seed: tuple(
         float(x) + float(np.median(d) - np.mean(d))
-        for x in judged.bootstrap_interval(d, confidence=confidence, seed=seed)
+        for x in bootstrap_interval(d, confidence=confidence, seed=seed)
     ),
-    "half the items": lambda d, confidence, seed: judged.bootstrap_interval(
+    "half the items": lambda d, confidence, seed: bootstrap_interval(
         d[: len(d) // 2], confidence=confidence, seed=seed
     ),
 }

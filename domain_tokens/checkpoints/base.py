@@ -1,0 +1,251 @@
+"""How a base checkpoint is made: its source loaded, extended, saved, proved, its results last."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domain_tokens.checkpoints.account import Account
+from domain_tokens.checkpoints.base_proof import prove_folder, refuse_not_finite
+from domain_tokens.checkpoints.base_sources import local_path
+from domain_tokens.checkpoints.fact_rows import DRAWN, KEPT, rule_of_base
+from domain_tokens.checkpoints.folder import (
+    load_model,
+    load_tokenizer,
+    prove_savable,
+    refuse_empty_tokenizer,
+    save_checkpoint,
+)
+from domain_tokens.checkpoints.hashes import hashes_and_files
+from domain_tokens.checkpoints.tokenizer_proof import prove_folder_tokenizer
+from domain_tokens.errors import UserError
+from domain_tokens.runs import (
+    CARD_NAME,
+    Workspace,
+    code_identity,
+    format_versions,
+    hash_files,
+    read_json,
+    run_environment,
+    sealed,
+    write_json,
+)
+from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer, refuse_unfit
+
+if TYPE_CHECKING:
+    from domain_tokens.checkpoints.gguf_forward import GgufFile
+
+# What a generation config says besides how to decode.
+NOT_DECODING = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "_from_model_config", "use_cache"),
+    *("transformers_version", "output_attentions", "output_hidden_states", "output_scores"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a base comes from, on this machine.
+
+    model: a folder or a GGUF file, None for a model that is made here. tokenizer: the folder given
+    with --tokenizer, None for the model's own (or GPT-2's). hub_id: of a downloaded model. gguf:
+    the file's own tensors and metadata, all accounted for.
+    """
+
+    model: Path | None
+    tokenizer: Path | None
+    hub_id: str | None = None
+    gguf: "GgufFile | None" = None
+
+
+def resolve_source(model: str | None, tokenizer: str | None) -> Source:
+    """Find both on this machine or a hub. Raises UserError for what is not there."""
+    place = None if model is None else local_path(model, option="--from")
+    given = None if tokenizer is None else local_path(tokenizer, option="--tokenizer")
+    if given is not None and given.is_file():
+        raise UserError(f"--tokenizer {tokenizer} is a file; wanted a folder or a hub id")
+    if place is not None and place.is_file():
+        from domain_tokens.checkpoints.gguf_forward import read_gguf
+        from domain_tokens.checkpoints.gguf_proof import account_for_gguf
+
+        file = read_gguf(place)
+        account_for_gguf(file)
+        return Source(place, given, gguf=file)
+    hub_id = None if model is None or Path(model).is_dir() else model
+    return Source(place, given, hub_id)
+
+
+def load_source_tokenizer(source: Source) -> Any:
+    """Load the tokenizer that was given, the model's own, or GPT-2's, which needs no hub.
+
+    Raises UserError where there is none, or none that stops at an EOS.
+    """
+    place = source.tokenizer or source.model
+    if place is None:
+        return gpt2_tokenizer()
+    if place.is_dir():
+        return load_tokenizer(place)
+    from domain_tokens.checkpoints.gguf import load_gguf_tokenizer
+
+    assert source.gguf is not None
+    return load_gguf_tokenizer(source.gguf)
+
+
+def load_source_model(source: Source) -> Any:
+    """Load the source's model in fp32, all tensors accounted for, nothing drawn at random.
+
+    Raises UserError where a tensor is missing, unknown or not finite, and for another kind of
+    model.
+    """
+    import torch
+
+    place = source.model
+    assert place is not None
+    state = torch.random.get_rng_state()
+    if source.gguf is not None:
+        from domain_tokens.checkpoints.gguf import load_gguf_model
+
+        model = load_gguf_model(source.gguf)
+    else:
+        model = load_model(place, dtype=torch.float32)
+        refuse_not_finite(place)
+    if not torch.random.get_rng_state().equal(state):
+        raise UserError(f"{place}: transformers drew random numbers while it was loaded")
+    dropped = dropped_settings(source)
+    if dropped:
+        print(
+            f"generation_config.json: {', '.join(dropped)} dropped: decoding is this project's own",
+            flush=True,
+        )
+    return model
+
+
+def dropped_settings(source: Source) -> list[str]:
+    """Return the decoding settings of a source folder that its base will not have."""
+    path = None if source.model is None else source.model / "generation_config.json"
+    if path is None or not path.is_file():
+        return []
+    return sorted(read_json(path).keys() - NOT_DECODING)
+
+
+def refuse_unusable(model: Any, tokenizer: Any) -> None:
+    """Raise UserError, before anything is written, where no stage could use what would be made."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no EOS token, and a model trained with it never stops; set "
+            "eos_token in its tokenizer_config.json, or give another one with --tokenizer"
+        )
+    refuse_empty_tokenizer(tokenizer, "the source")
+    rows = model.get_input_embeddings().weight.shape[0]
+    trial = copy.deepcopy(tokenizer)
+    try:
+        layout = extend_tokenizer(trial, model_vocab_size=rows)
+        refuse_unfit(rows, layout, trial)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    prove_savable(model, trial)
+
+
+def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: int) -> dict:
+    """Give model and tokenizer the padding and fact tokens, save both, return what was made.
+
+    Raises UserError where the model's rows and the tokenizer do not belong together.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    try:
+        layout = extend_tokenizer(tokenizer, model_vocab_size=rows)
+        extend_model(model, layout, tokenizer, seed=seed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    save_checkpoint(model, tokenizer, workspace.work)
+    kept = rows == layout.total
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vocabulary": layout.total,
+        "first_fact_id": layout.first_fact_id,
+        "fact_rows": KEPT if kept else DRAWN,
+    }
+
+
+def prove_base(source: Source, written: Path, *, seed: int) -> dict[str, Any]:
+    """Prove the written folder against its source's own files; return what was compared.
+
+    A model that is made here has nothing to be compared with but a tokenizer that was given.
+    Raises UserError at the first difference.
+    """
+    if source.gguf is not None:
+        from domain_tokens.checkpoints.gguf import splitter_of
+        from domain_tokens.checkpoints.gguf_proof import prove_gguf
+
+        given = source.tokenizer
+        splitter = None if given else splitter_of(source.gguf)
+        return prove_gguf(source.gguf, written, seed=seed, splitter=splitter, given=given)
+    if source.model is not None:
+        tokenizer = source.tokenizer or source.model
+        return prove_folder(source.model, tokenizer, written, seed=seed)
+    account = Account()
+    if source.tokenizer is not None:
+        tokenizer = load_tokenizer(written)
+        prove_folder_tokenizer(source.tokenizer, written, tokenizer, account)
+    return {
+        "against": "the tokenizer that was given" if source.tokenizer else None,
+        **vars(account),
+    }
+
+
+def proof_in_words(proof: dict[str, Any]) -> str:
+    """Return what was compared, in one line."""
+    if proof["against"] is None:
+        return "nothing to compare with: made here"
+    counts = {"tensors": "tensors", "config_keys": "config keys", "tokens": "tokens"}
+    counts |= {"merges": "merges", "texts": "texts"}
+    words = ", ".join(f"{proof[key]:,} {name}" for key, name in counts.items() if proof[key])
+    logits = proof.get("largest_logit_difference")
+    words += f" equal to {proof['against']}"
+    words += "" if logits is None else f", logits to {logits:.1e}"
+    left_out = sorted(proof["left_out"])
+    return words + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def source_provenance(source: Source) -> dict[str, Any]:
+    """Return what the run card says of the source besides its name."""
+    found: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
+    if source.hub_id is not None and source.model is not None:
+        found["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
+    if source.gguf is not None and source.model is not None:
+        found["source_sha256"] = hash_files([source.model])
+    return found
+
+
+def finish_base(
+    workspace: Workspace,
+    *,
+    condition: str,
+    seed: int,
+    source: str,
+    parent: dict[str, Any] | None,
+    made: dict[str, Any],
+) -> None:
+    """Write the run card and, last of all, the results.
+
+    parent: path and weights of a base this one was made from. made: goes into card and results.
+    """
+    work = workspace.work
+    if parent is not None and made["fact_rows"] == KEPT:
+        made = {**made, "fact_rows": rule_of_base(Path(parent["path"])) or KEPT}
+    card = {
+        "stage": "base",
+        "condition": condition,
+        "seed": seed,
+        "source": source,
+        **hashes_and_files(work),
+        "parent": parent,
+        **made,
+        "identity": workspace.identity,
+        "formats": format_versions(),
+        "code": code_identity(),
+        "environment": run_environment("cpu", "float32"),
+    }
+    results = {"condition": condition, "source": source, "weights": card["weights"], **made}
+    write_json(work / CARD_NAME, sealed({**card, "results": results}))
+    write_json(work / workspace.results_name, sealed(results))
+    workspace.complete()

@@ -1,0 +1,204 @@
+"""Two arms side by side: pair their evaluations, refuse unequal ones, compare item by item."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from domain_tokens.comparison.must_equal import untold_by_cards
+from domain_tokens.comparison.over_seeds import analyse
+from domain_tokens.comparison.runs import ACCURACIES, ARMS, Evaluation, Run, endpoints_of
+from domain_tokens.errors import UserError
+from domain_tokens.runs import AnalysisPlan
+from domain_tokens.statistics import (
+    best_constant,
+    holm,
+    mcnemar_exact,
+    paired_difference_interval,
+    wilson_interval,
+)
+
+
+def compare_runs(
+    pairs: Sequence[tuple[Run, Run]], plan: AnalysisPlan, pilot: Sequence[Run] = ()
+) -> dict[str, Any]:
+    """Return the whole comparison as plain data: per pair, mean deltas over pairs, verdicts.
+
+    All rates and deltas (mul_tokens - baseline) are fractions 0–1, log-probabilities in nats.
+    pilot: runs of one condition, for the detectable effects. Raises UserError where item ids,
+    prompts or golds of a pair differ, or no evaluation is in all folders.
+    """
+    runs = [run for pair in pairs for run in pair]
+    names = [name for name in ACCURACIES if all(name in run.evaluations for run in runs)]
+    left_out = sorted({name for run in runs for name in run.evaluations} - set(names))
+    if not names:
+        raise UserError("no evaluation is in all of these folders; run the same one in both arms")
+    compared = [_compare_pair(pair, names) for pair in pairs]
+    headlines = [row for one in compared for row in one["endpoints"] if row["headline"]]
+    # The family is every evaluation of every pair; one that is missing counts as p = 1.
+    missing = len(pairs) * len(ACCURACIES) - len(headlines)
+    adjusted = holm([*(row["mcnemar_p"] for row in headlines), *[1.0] * missing])
+    for row, p in zip(headlines, adjusted, strict=False):
+        row["mcnemar_p_holm"] = p
+    report: dict[str, Any] = {
+        "evaluations": names,
+        "not_compared": left_out,
+        "notices": [n for run in runs for e in run.evaluations.values() for n in e.notices],
+        "pairs": compared,
+        "mean_deltas": _mean_deltas(compared),
+        "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
+        "untold": list(untold_by_cards(runs)),
+        "analysis": analyse(pairs, plan, pilot),
+    }
+    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report, plan.alpha)]
+    return report
+
+
+def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]:
+    endpoints, metrics, floors = [], {}, {}
+    for name in names:
+        one, other = (run.evaluations[name] for run in pair)
+        _refuse_unpaired(one, other)
+        items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
+        for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
+            right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
+            row = {"evaluation": name, "endpoint": endpoint, "headline": index == 0}
+            endpoints.append(row | _compare_items(*right))
+        metrics[name] = _plain_metrics(one.metrics, other.metrics)
+        floors[name] = asdict(best_constant([item["gold"] for item in items]))
+    return {
+        "seed": pair[0].seed,
+        **{
+            arm: {
+                "folder": str(run.folder),
+                "weights": run.card["weights"],
+                "files": {name: run.evaluations[name].files for name in names},
+            }
+            for arm, run in zip(ARMS, pair, strict=True)
+        },
+        "endpoints": endpoints,
+        "metrics": metrics,
+        "best_constant": floors,
+    }
+
+
+def _refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+    where = f"{one.results} and {other.results}"
+    alone = sorted(one.items.keys() ^ other.items.keys())
+    if alone:
+        raise UserError(
+            f"{where} are not of the same items: {len(alone)} are in one only ({alone[0]}); "
+            "evaluate both arms on the same data"
+        )
+    for key in ("prompt_hash", "gold"):
+        bad = [i for i, item in one.items.items() if item[key] != other.items[i][key]]
+        if bad:
+            raise UserError(
+                f"{where} have another {key} for {len(bad)} items ({bad[0]}); evaluate both arms "
+                "with the same code, tokenizer and data"
+            )
+
+
+def _compare_items(baseline: list[bool], mul_tokens: list[bool]) -> dict[str, Any]:
+    """Compare two verdicts per item; the lists are in the same order of items."""
+    counts = Counter(zip(baseline, mul_tokens, strict=True))
+    both, neither = counts[True, True], counts[False, False]
+    b, c = counts[True, False], counts[False, True]
+    total = len(baseline)
+    arms = {
+        arm: {
+            "accuracy": sum(right) / total,
+            "correct": sum(right),
+            "interval_95": list(wilson_interval(sum(right), total)),
+        }
+        for arm, right in zip(ARMS, (baseline, mul_tokens), strict=True)
+    }
+    return {
+        "total": total,
+        **arms,
+        "delta": (c - b) / total,
+        "delta_interval_95": list(paired_difference_interval(both, b, c, neither=neither)),
+        "only_baseline_right": b,
+        "only_mul_tokens_right": c,
+        "mcnemar_p": mcnemar_exact(b, c),
+    }
+
+
+def _plain_metrics(baseline: dict, mul_tokens: dict) -> dict[str, dict[str, float | None]]:
+    """Return the numbers of both arms that no item-wise test goes with; speed is left out."""
+    tested = {endpoint for group in ACCURACIES.values() for endpoint, _ in group}
+    shown: dict[str, dict[str, float | None]] = {}
+    for name in {**baseline, **mul_tokens}:
+        values = [_number(metrics.get(name)) for metrics in (baseline, mul_tokens)]
+        known = (
+            name in tested | {"correct", "total"}
+            or name.endswith("_per_second")
+            or name == "seconds"
+        )
+        if not known and values != [None, None]:
+            shown[name] = dict(zip(ARMS, values, strict=True))
+    return shown
+
+
+def _number(value: object) -> int | float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, per endpoint, the deltas of all seeds and their mean; no p: seeds are few."""
+    rows = []
+    for index, row in enumerate(compared[0]["endpoints"]):
+        deltas = [one["endpoints"][index]["delta"] for one in compared]
+        rows.append(
+            {
+                "evaluation": row["evaluation"],
+                "endpoint": row["endpoint"],
+                "deltas": deltas,
+                "mean_delta": math.fsum(deltas) / len(deltas),
+            }
+        )
+    return rows
+
+
+def _verdicts(report: dict[str, Any], alpha: float) -> Iterator[str]:
+    """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
+    pairs = report["pairs"]
+    headlines = [[row for row in one["endpoints"] if row["headline"]] for one in pairs]
+    for rows in zip(*headlines, strict=True):
+        name = f"{rows[0]['evaluation']} {rows[0]['endpoint']}"
+        if len(pairs) == 1:
+            floor = pairs[0]["best_constant"][rows[0]["evaluation"]]
+            yield f"{name}: {_verdict(rows[0], floor, alpha)}"
+            continue
+        seeds = ", ".join(f"{row['mcnemar_p_holm']:.2g}" for row in rows)
+        yield (
+            f"{name}, exact McNemar p of each pair after Holm: {seeds}. Each compares two "
+            "checkpoints on these items; this says nothing about the method."
+        )
+    yield from report["untold"]
+    if report["cross_base"]:
+        yield (
+            "A base × SFT factorial (--cross-base): the arm of the base is not that of the SFT in "
+            f"{', '.join(report['cross_base'])}."
+        )
+
+
+def _verdict(row: dict[str, Any], floor: dict[str, Any], alpha: float) -> str:
+    b, c, p = row["only_baseline_right"], row["only_mul_tokens_right"], row["mcnemar_p_holm"]
+    evidence = f"(only baseline right {b}, only mul_tokens right {c}, exact McNemar p {p:.3g}"
+    if row["mcnemar_p_holm"] != row["mcnemar_p"]:
+        evidence += f" after Holm, {row['mcnemar_p']:.3g} before"
+    if p < alpha:
+        words = f"These two checkpoints differ on these items, {ARMS[c > b]} is higher {evidence})"
+    else:
+        words = f"No difference detected on these items {evidence})"
+    words += "; this says nothing about the method."
+    if all(row[arm]["interval_95"][0] <= floor["accuracy"] for arm in ARMS):
+        words += (
+            " Accuracy is uninformative here: neither interval lies above what always answering "
+            f"{floor['answer']} scores ({floor['accuracy']:.2%})."
+        )
+    return words

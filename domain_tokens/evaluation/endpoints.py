@@ -1,0 +1,184 @@
+"""The continuous endpoints: how much probability a checkpoint gives to the right answer.
+
+A1 is arithmetic, G1 and G2 are GSM8K. No gold rationale is ever shown: given it, a model only has
+to copy the last number (97.2 % of GSM8K's test rows), which `gold_rationale_log_probs` is there to
+show. Answers are digits in both arms.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+
+from domain_tokens.errors import UserError
+from domain_tokens.evaluation.metrics import DISTRACTORS, item_scores, log_sum
+from domain_tokens.evaluation.probes import TABLE, TEMPLATES
+from domain_tokens.inference import Response, continuation_log_probs, next_token_mass
+from domain_tokens.prompts import Renderer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+
+PRODUCTS = tuple(sorted({a * b for a, b in TABLE}))  # 36
+MARKER = "####"
+
+
+def table_scores(subject: "LoadedCheckpoint", *, forced_start: str) -> list[dict[str, Any]]:
+    """Return A1's lines, one per cell and wording, the wordings of a cell together.
+
+    log_prob: log p of the product in digits + EOS, log_sum: the log of the sum over the 36 products
+    (nats), value: their difference; fact_mass: the probability (0–1) that the next token would be
+    any fact token.
+    """
+    renderer = Renderer(subject.tokenizer)
+    cells = [(a, b, template) for a, b in TABLE for template in TEMPLATES]
+    prompts = [
+        renderer.prompt([("user", template.format(a=a, b=b))], forced_start=forced_start)
+        for a, b, template in cells
+    ]
+    choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]
+    scores = continuation_log_probs(subject.model, prompts, [choices] * len(prompts))
+    masses = next_token_mass(subject.model, prompts, subject.layout.fact_ids)
+    lines = []
+    for (a, b, template), score, mass in zip(cells, scores, masses, strict=True):
+        right, total = score[PRODUCTS.index(a * b)], log_sum(score)
+        line = {"a": a, "b": b, "template": template, "log_prob": right, "log_sum": total}
+        lines.append({**line, "value": right - total, "fact_mass": mass})
+    return lines
+
+
+def sample_seed(seed: int, sample_id: str) -> int:
+    """Return the seed of one sample, which depends on its id alone and not on any order."""
+    text = f"{seed}\n{sample_id}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
+
+
+def cut_before_answer(
+    tokenizer: "PreTrainedTokenizerBase", response: Response
+) -> tuple[list[int], bool]:
+    """Return the ids before `####`, and whether the cut was forced because there is none."""
+    text, ends = "", []
+    for token in response.token_ids:
+        text += str(tokenizer.decode([token]))
+        ends.append(len(text))
+    at = text.find(MARKER)
+    if at < 0:
+        return list(response.token_ids), True
+    return [t for t, end in zip(response.token_ids, ends, strict=True) if end <= at], False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """G1 and G2 of one item.
+
+    g1, g1_half: P̂ over all and over the first half of the rationales (0–1); g1_log, g1_log_half:
+    their logs in nats; g2: log p(answer) − log of the sum over answer and distractors, in nats.
+    forced_cuts: rationales that never came to `####`. g1_log_probs: log p of the answer after each
+    rationale; g2_log_probs: without one, of the answer and then of the 16 distractors.
+    """
+
+    g1: float
+    g1_half: float
+    g1_log: float
+    g1_log_half: float
+    g2: float
+    forced_cuts: int
+    g1_log_probs: list[float]
+    g2_log_probs: list[float]
+
+
+def distractors(frequent: Sequence[str], gold: str) -> list[str]:
+    """Return the 16 most frequent answers that differ, as numbers, from the gold and each other.
+
+    Raises UserError where there are fewer: G2 of two items would not be of the same range.
+    """
+    known, chosen = {_number(gold)}, []
+    for answer in frequent:
+        if _number(answer) not in known:
+            known.add(_number(answer))
+            chosen.append(answer)
+    if len(chosen) < DISTRACTORS:
+        raise UserError(
+            f"evaluation.frequent_answers has {len(chosen)} numbers that are not the gold answer "
+            f"{gold}; wanted at least {DISTRACTORS}: add some to the config"
+        )
+    return chosen[:DISTRACTORS]
+
+
+def _number(text: str) -> Decimal | str:
+    try:
+        number = Decimal(text.strip().replace(",", ""))
+    except InvalidOperation:
+        return text.strip()
+    return number if number.is_finite() else text.strip()
+
+
+def answer_scores(
+    subject: "LoadedCheckpoint",
+    prompts: Sequence[Sequence[int]],
+    golds: Sequence[str],
+    rationales: Sequence[Sequence[Response]],
+    frequent: Sequence[str],
+) -> list[AnswerScore]:
+    """Score the gold answer + EOS after the arm's own rationales (G1) and without any (G2).
+
+    prompts: N lists of ids; golds: N answers as the data write them; rationales: N lists of K
+    sampled responses; frequent: answers by frequency, for the `distractors` of each gold.
+    """
+    renderer = Renderer(subject.tokenizer)
+    contexts, owners, forced = [], [], [0] * len(prompts)
+    for index, responses in enumerate(rationales):
+        for response in responses:
+            ids, cut = cut_before_answer(subject.tokenizer, response)
+            forced[index] += cut
+            contexts.append([*prompts[index], *ids, *_marker(renderer, subject, ids)])
+            owners.append(index)
+    wanted = [_answer(renderer, gold) for gold in golds]
+    sampled = continuation_log_probs(subject.model, contexts, [[wanted[i]] for i in owners])
+    bare = [[*prompt, *renderer.encode(f" {MARKER}")] for prompt in prompts]
+    choices = [
+        [answer, *(_answer(renderer, d) for d in distractors(frequent, gold))]
+        for answer, gold in zip(wanted, golds, strict=True)
+    ]
+    alone = continuation_log_probs(subject.model, bare, choices)
+    logs: list[list[float]] = [[] for _ in prompts]
+    for owner, (value,) in zip(owners, sampled, strict=True):
+        logs[owner].append(value)
+    return [
+        AnswerScore(
+            **item_scores(own, other),
+            forced_cuts=cuts,
+            g1_log_probs=own,
+            g2_log_probs=other,
+        )
+        for own, other, cuts in zip(logs, alone, forced, strict=True)
+    ]
+
+
+def gold_rationale_log_probs(
+    subject: "LoadedCheckpoint", prompts: Sequence[Sequence[int]], solutions: Sequence[str]
+) -> list[float]:
+    """Return log p(answer + EOS | question, gold rationale): it shows copying, no endpoint."""
+    renderer = Renderer(subject.tokenizer)
+    contexts, answers = [], []
+    for prompt, solution in zip(prompts, solutions, strict=True):
+        rationale, _, gold = solution.rpartition(MARKER)
+        contexts.append([*prompt, *renderer.encode(f" {rationale}{MARKER}")])
+        answers.append([_answer(renderer, gold.strip())])
+    return [value for (value,) in continuation_log_probs(subject.model, contexts, answers)]
+
+
+def _marker(renderer: Renderer, subject: "LoadedCheckpoint", ids: list[int]) -> list[int]:
+    """Return the ids of `####` on a line of its own, after the ids of a rationale."""
+    if not ids:
+        return renderer.encode(f" {MARKER}")
+    broken = str(subject.tokenizer.decode(ids[-1:])).endswith("\n")
+    return renderer.encode(MARKER if broken else f"\n{MARKER}")
+
+
+def _answer(renderer: Renderer, answer: str) -> list[int]:
+    # The space belongs to the answer's first token, as in `#### 18` of the training text.
+    return [*renderer.encode(f" {answer}"), renderer.eos]

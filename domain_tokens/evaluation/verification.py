@@ -1,0 +1,328 @@
+"""Whether a finished evaluation follows from its own files, its tokenizer and its data.
+
+Every error names the file and the key. What a writer of results computes is computed here again by
+the same functions (`metrics`), so that a change or a mixture of runs is seen; whether these
+functions are right is for the tests' own oracle to say.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from domain_tokens.checkpoints import load_tokenizer
+from domain_tokens.errors import UserError
+from domain_tokens.evaluation.arithmetic import probes_fingerprint
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+from domain_tokens.evaluation.fact_tokens import (
+    facts_in_solution,
+    facts_with_product,
+    reserved_counts,
+)
+from domain_tokens.evaluation.gsm8k import gsm8k_questions
+from domain_tokens.evaluation.metrics import (
+    DISTRACTORS,
+    SHOWN,
+    arithmetic_metrics,
+    decoding_speed,
+    derived_keys,
+    gsm8k_metrics,
+)
+from domain_tokens.evaluation.responses import LINES, Question, item_of, lines_file
+from domain_tokens.runs import (
+    SEAL,
+    check_seal,
+    file_digest,
+    format_versions,
+    hash_json,
+    read_lines,
+    read_sealed,
+)
+
+Item = dict[str, Any]
+
+# Of these a recomputed value may differ by more than rounding: NumPy may change its permutations.
+TOLERANCE = {"matched_floor_p": 0.06}  # five standard errors of 2,000 permutations at one half
+
+
+class OlderError(Exception):
+    """Says in one line why a finished folder of an older version can be checked less."""
+
+
+def bound_lines(results: Path, tree: dict[str, Any], kind: str) -> list[Item]:
+    """Return the lines of a file that the results name; UserError where it is another file."""
+    name = results.name.removesuffix("_results.json")
+    bound, path = tree[kind], lines_file(results.parent, name, kind)
+    lines = read_lines(path)
+    found = {"file": path.name, "sha256": file_digest(path), "count": len(lines)}
+    _refuse_difference(found, bound, f"{results}: {kind}", f"{path.name} has")
+    return lines
+
+
+def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -> None:
+    """Recompute all that an evaluation says from its lines, at load: no tokenizer, no data.
+
+    Raises UserError at the first key that does not follow, OlderError for results of a version that
+    did not bind them.
+    """
+    name = results.name.removesuffix("_results.json")
+    if "items" not in tree:
+        if SEAL in tree:
+            raise UserError(f"{results} has no items; evaluate that checkpoint again")
+        raise OlderError(
+            f"{results} was written by a version that bound only accuracies to its items; "
+            "nothing else in it could be checked"
+        )
+    card, claimed = tree["card"], dict(tree["metrics"])
+    others = {
+        kind: bound_lines(results, tree, kind)
+        for kind in LINES[name]
+        if kind == "scores" or (kind == "rationales" and card["decode"]["rationales"])
+    }
+    bound_lines(results, tree, "items")
+    _verify_card(results, tree)
+    _verify_items(results, name, items, card)
+    if name == "gsm8k":
+        _verify_rationales(results, items, others.get("rationales"), card["decode"])
+        again = gsm8k_metrics(items, card["decode"])
+        shown = list(items[: len(tree["examples"])])
+        if tree["examples"] != shown or len(shown) != min(len(items), SHOWN):
+            raise UserError(f"{results}: examples are not the first items; evaluate again")
+    else:
+        _verify_scores(results, others["scores"])
+        again = arithmetic_metrics(items, others["scores"])
+    again |= decoding_speed(items, claimed["seconds"])
+    again |= {"condition": card["condition"], "model_path": claimed["model_path"]}
+    _refuse_difference(again, claimed, f"{results}: metrics", "its items say")
+
+
+def _verify_card(results: Path, tree: dict[str, Any]) -> None:
+    """Check what the card says twice."""
+    card = tree["card"]
+    training = card["training"]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("model_path", Path(tree["metrics"]["model_path"]), Path(card["model_path"]))
+    ]
+    pairs += [("parent.path", card["parent"]["path"], card["model_path"])]
+    pairs += [("stage", card["stage"], results.name.removesuffix("_results.json"))]
+    if card["reading"] is None:
+        pairs += [("sources", card["sources"], {})]
+    else:
+        pairs += [("data.source", card["data"]["source"], card["reading"]["source"])]
+    if training:
+        check_seal(results.parent / f"{results.name} (card.training)", training)
+        names = ("seed", "condition", "weights", "tokenizer", "model")
+        pairs += [(name, card[name], training[name]) for name in names if name in training]
+    for name, one, other in pairs:
+        if one != other:
+            raise UserError(f"{results}: card.{name} is {one} in one place and {other} in another")
+
+
+def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[str, Any]) -> None:
+    """Check each item against itself, and the probes against the settings that drew them."""
+    path = lines_file(results.parent, name, "items")
+    if name == "arithmetic":
+        _verify_probes(path, items, card)
+    longest = card["decode"]["max_new_tokens"]
+    same = all(card["formats"][k] == format_versions()[k] for k in ("answers", "injector"))
+    for item in items:
+        where = f"{path}: {item['id']}"
+        if name == "gsm8k" and "g1_log_probs" in item:
+            counts = len(item["g1_log_probs"]), len(item["g2_log_probs"])
+            if counts != (card["decode"]["rationales"], DISTRACTORS + 1):
+                raise UserError(f"{where} has {counts} log-probabilities of g1 and g2")
+        # Other rules of reading give other verdicts: then the lineage check says so.
+        if same:
+            again = derived_keys(name, item)
+            _refuse_difference(
+                again, {key: item.get(key) for key in again}, where, "it follows that it is"
+            )
+        count = len(item["token_ids"])
+        if (item["stop_reason"] == "length") != (count == longest) or count > longest:
+            raise UserError(
+                f"{where}: stop_reason is {item['stop_reason']} after {count} of {longest} tokens"
+            )
+        if item["mul_tokens"] != len(item["fact_spans"]):
+            raise UserError(f"{where}: mul_tokens is {item['mul_tokens']}, fact_spans differ")
+
+
+def _verify_probes(path: Path, items: Sequence[Item], card: dict[str, Any]) -> None:
+    from domain_tokens.evaluation.probes import probes
+    from domain_tokens.runs import ProbeSection
+
+    settings = {k: v for k, v in card["decode"].items() if k in ProbeSection.model_fields}
+    chosen = list(probes(ProbeSection.model_validate(settings)))
+    if probes_fingerprint(chosen) != card["data"]["probes"]:
+        raise UserError(f"{path}: card.data.probes is not the hash of the probes of card.decode")
+    found = [(item["category"], item["prompt"], item["gold"]) for item in items]
+    for (category, question, gold), item in zip(chosen, found, strict=False):
+        if item != (category, question, str(gold)):
+            raise UserError(f"{path}: {item} stands where {category}: {question} {gold} was asked")
+    if len(found) != len(chosen):
+        raise UserError(f"{path} has {len(found)} items; {len(chosen)} probes were asked")
+
+
+def _verify_scores(results: Path, lines: Sequence[Item]) -> None:
+    """Check A1's lines: every cell in every wording, each value from its two logs."""
+    from domain_tokens.evaluation.probes import TABLE, TEMPLATES
+
+    path = lines_file(results.parent, "arithmetic", "scores")
+    cells = [(a, b, template) for a, b in TABLE for template in TEMPLATES]
+    if [(line["a"], line["b"], line["template"]) for line in lines] != cells:
+        raise UserError(f"{path} does not hold the {len(cells)} cells and wordings in their order")
+    for line in lines:
+        if not math.isclose(line["value"], line["log_prob"] - line["log_sum"], abs_tol=1e-9):
+            raise UserError(f"{path}: value of {line['a']}×{line['b']} is not log_prob - log_sum")
+
+
+def _verify_rationales(
+    results: Path, items: Sequence[Item], lines: Sequence[Item] | None, decode: dict[str, Any]
+) -> None:
+    if lines is None:
+        return
+    path = lines_file(results.parent, "gsm8k", "rationales")
+    longest = decode["max_new_tokens"]
+    if [line["id"] for line in lines] != [item["id"] for item in items]:
+        raise UserError(f"{path} is not of the same items, in their order; evaluate again")
+    for item, line in zip(items, lines, strict=True):
+        if hash_json(line["token_ids"]) != item["rationales_sha256"]:
+            raise UserError(f"{path}: the rationales of {item['id']} are not those of its item")
+        stops, counts = line["stop_reasons"], [len(ids) for ids in line["token_ids"]]
+        if {len(stops), len(counts)} != {decode["rationales"]}:
+            raise UserError(f"{path}: {line['id']} has not {decode['rationales']} rationales")
+        for stop, count in zip(stops, counts, strict=True):
+            known = stop in ("eos", "length", "context")
+            if not known or (stop == "length") != (count == longest) or count > longest:
+                raise UserError(f"{path}: {line['id']} stops by {stop} after {count} tokens")
+
+
+def subject_of(folder: Path) -> LoadedCheckpoint:
+    """Load what decodes a checkpoint's tokens, without its model."""
+    from domain_tokens.vocabulary import layout_of
+
+    tokenizer = load_tokenizer(folder)
+    return LoadedCheckpoint(folder, None, tokenizer, layout_of(tokenizer), "fp32")
+
+
+def verify_tokens(results: Path, folder: Path) -> str:
+    """Recompute from token ids, with the checkpoint's tokenizer and our renderer, what follows.
+
+    That is each item's response, fact spans, counts of reserved tokens and prompt hash, and for
+    GSM8K the forced cuts of its rationales. Raises UserError at the first that differs.
+    """
+    from domain_tokens.evaluation.endpoints import cut_before_answer
+    from domain_tokens.inference import Response
+    from domain_tokens.prompts import Renderer
+
+    tree = read_sealed(results)
+    if "items" not in tree:
+        return "not checked: written by a version that kept too little"
+    subject, card = subject_of(folder), tree["card"]
+    renderer, start = Renderer(subject.tokenizer), card["decode"].get("forced_start", "")
+    items = bound_lines(results, tree, "items")
+    for item in items:
+        prompt = renderer.prompt([("user", item["prompt"])], forced_start=start)
+        question = Question(item["id"], item["category"], item["prompt"], prompt, item["gold"])
+        response = Response(item["token_ids"], item["stop_reason"])
+        again = item_of(subject, question, response, right=())
+        if card["stage"] == "arithmetic":
+            right = facts_with_product(subject, int(item["gold"]))
+            again |= reserved_counts(subject, item["token_ids"], right)
+        else:
+            del again["mul_tokens_correct"]  # the data say what is right
+        _refuse_difference(
+            again, {k: item.get(k) for k in again}, f"{results}: {item['id']}", "its tokens say"
+        )
+    if "rationales" in tree:
+        for item, line in zip(items, bound_lines(results, tree, "rationales"), strict=True):
+            pairs = zip(line["token_ids"], line["stop_reasons"], strict=True)
+            cuts = [
+                cut_before_answer(subject.tokenizer, Response(ids, stop))[1] for ids, stop in pairs
+            ]
+            _refuse_difference(
+                {"forced_cuts": sum(cuts)},
+                {"forced_cuts": item["forced_cuts"]},
+                f"{results}: {item['id']}",
+                "its rationales say",
+            )
+    return f"{len(items)} responses from their tokens"
+
+
+def verify_data(results: Path, folder: Path) -> str:
+    """Check questions, golds and what depends on gold solutions against the data file.
+
+    Raises UserError at the first item that is not that of the data.
+    """
+    from domain_tokens.data import file_hashes, load_problems
+
+    tree = read_sealed(results)
+    card = tree["card"]
+    reading = card.get("reading")
+    if reading is None:
+        return "the probes of its settings" if card["stage"] == "arithmetic" else "not recorded"
+    if not Path(reading["source"]).exists():
+        return f"{reading['source']} (not here)"
+    loaded = load_problems(**reading)
+    _refuse_difference(
+        file_hashes(reading["source"], split=reading["split"]),
+        card["sources"],
+        f"{results}: card.sources",
+        "the data say",
+    )
+    if loaded.fingerprint != card["data"]["test"]:
+        raise UserError(f"{results}: {reading['source']} does not hold the rows of card.data.test")
+    subject, items = subject_of(folder), bound_lines(results, tree, "items")
+    questions = gsm8k_questions(subject, loaded.items)
+    if len(items) != len(questions):
+        raise UserError(f"{results} has {len(items)} items, the data {len(questions)}")
+    for item, problem, question in zip(items, loaded.items, questions, strict=True):
+        facts = facts_in_solution(subject, problem)
+        again = {
+            "id": question.id,
+            "category": question.category,
+            "prompt": question.prompt,
+            "prompt_hash": question.prompt_hash,
+            "gold": question.gold,
+            "applicable": bool(facts),
+            "mul_tokens_correct": sum(i in facts for i in item["token_ids"]),
+        }
+        _refuse_difference(
+            again, {k: item[k] for k in again}, f"{results}: {question.id}", "the data say"
+        )
+    return f"{len(items)} questions and golds"
+
+
+def _refuse_difference(found: Any, claimed: Any, where: str, says: str) -> None:
+    for key, one, other in _differing(found, claimed, ""):
+        raise UserError(
+            f"{where}: {key} is {_short(other)}, {says} {_short(one)}; they are not of one run: "
+            "evaluate again"
+        )
+
+
+def _differing(found: Any, claimed: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(found, dict) and isinstance(claimed, dict):
+        for name in {**found, **claimed}:
+            path = f"{key}.{name}" if key else str(name)
+            if name not in found or name not in claimed:
+                yield path, found.get(name), claimed.get(name)
+            else:
+                yield from _differing(found[name], claimed[name], path)
+    elif isinstance(found, list) and isinstance(claimed, list):
+        if len(found) != len(claimed):
+            yield key, found, claimed
+        for number, (one, other) in enumerate(zip(found, claimed, strict=False)):
+            yield from _differing(one, other, f"{key}.{number}")
+    elif not _same(found, claimed, TOLERANCE.get(key, 1e-9)):
+        yield key, found, claimed
+
+
+def _same(found: Any, claimed: Any, tolerance: float) -> bool:
+    if isinstance(found, float) and type(claimed) in (int, float):
+        return math.isclose(found, claimed, rel_tol=1e-9, abs_tol=tolerance)
+    return type(found) is type(claimed) and found == claimed
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

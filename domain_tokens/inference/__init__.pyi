@@ -1,0 +1,17 @@
+from .cpu.packed_weights import prepack_ as prepack_
+from .decoder import Response as Response
+from .decoder import generate as generate
+from .log_probs import continuation_log_probs as continuation_log_probs
+from .log_probs import next_token_mass as next_token_mass
+from .sampling import GREEDY as GREEDY
+from .sampling import Sampling as Sampling
+
+__all__ = [
+    "GREEDY",
+    "Response",
+    "Sampling",
+    "continuation_log_probs",
+    "generate",
+    "next_token_mass",
+    "prepack_",
+]

@@ -1,0 +1,297 @@
+"""Attention for packed tokens: document by document, or slot by slot against a cache.
+
+A mask over a packed row is computed at every position and then thrown away, and it keeps CUDA off
+its flash kernels. Here each document is attended to alone, causally: by varlen attention on CUDA in
+half precision, by one small call per document elsewhere. The tokens of a decoding step, one or
+several per slot, are laid out by slot for this one operation only.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CPU_GROUP = 16  # slots; on a GPU one large call beats several that read less
+WIDTH_MULTIPLE = 32  # tokens; slots read their cache up to the longest of them, rounded up
+
+
+@dataclass(frozen=True, slots=True)
+class SlotGroup:
+    """Neighbouring slots that attend together: R slots, n tokens, at most Q of one slot, W places.
+
+    row, offset: [n], where each token stands in [R, Q]; bias: [R, 1, S Q, W] for S query heads to
+    a head of the cache, 0 where a token may look and -inf elsewhere.
+    """
+
+    slots: slice
+    tokens: slice
+    row: torch.Tensor
+    offset: torch.Tensor
+    bias: torch.Tensor
+
+
+def slot_groups(
+    lengths: torch.Tensor,
+    slot: torch.Tensor,
+    offset: torch.Tensor,
+    *,
+    capacity: int,
+    model: "PreTrainedModel",
+) -> list[SlotGroup]:
+    """Group slots 0, 1, … by what each has in the cache: lengths [A], on the CPU as all of these.
+
+    slot, offset: [N], each new token's slot and its place among that slot's new tokens (≥ 1 of
+    them), in the order of the slots. capacity: places of a slot.
+    """
+    device = model.device
+    counts = slot.bincount()
+    size = CPU_GROUP if device.type == "cpu" else len(lengths)
+    groups, token = [], 0
+    for first in range(0, len(lengths), size):
+        known, new = lengths[first : first + size], counts[first : first + size]
+        longest = int((known + new).max())
+        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
+        last = known[:, None] + torch.arange(int(new.max()))  # [R, Q]
+        hidden = torch.arange(width) > last[:, None, :, None]
+        bias = slot_bias(hidden, model)
+        slots, tokens = slice(first, first + len(new)), slice(token, token + int(new.sum()))
+        places = (slot[tokens] - first, offset[tokens], bias)
+        on_device = (x.to(device, non_blocking=True) for x in places)
+        groups.append(SlotGroup(slots, tokens, *on_device))
+        token = tokens.stop
+    return groups
+
+
+def slot_bias(hidden: torch.Tensor, model: "PreTrainedModel") -> torch.Tensor:
+    """Return a group's bias from which places [R, 1, Q, W] each of its tokens may not see.
+
+    Made once a pass: a mask of truths is made into this again in each layer.
+    """
+    heads = model.config.num_attention_heads
+    shared = heads // (getattr(model.config, "num_key_value_heads", None) or heads)
+    bias = torch.zeros(hidden.shape, dtype=model.dtype, device=hidden.device)
+    return bias.masked_fill_(hidden, -torch.inf).repeat(1, 1, shared, 1)
+
+
+def attend_to_slots(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    groups: Sequence[SlotGroup],
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend to a cache: query [N, H, D], keys and values [S, K heads, C, D] -> [N, H, D]."""
+    heads, size = query.shape[1:]
+    shared = heads // keys.shape[1]  # query heads for one head of the cache, which is read once
+    parts = []
+    for group in groups:
+        rows, _, most, width = group.bias.shape
+        most //= shared
+        if most == 1:  # one token of each slot, in their order
+            laid_out = query[group.tokens]
+        else:
+            laid_out = query.new_zeros(rows, heads, most, size)
+            laid_out[group.row, :, group.offset] = query[group.tokens]
+        found = scaled_dot_product_attention(
+            laid_out.reshape(rows, heads // shared, shared * most, size),
+            keys[group.slots, :, :width],
+            values[group.slots, :, :width],
+            attn_mask=group.bias,
+            scale=scaling,
+        ).view(rows, heads, most, size)
+        parts.append(found[:, :, 0] if most == 1 else found[group.row, :, group.offset])
+    return torch.cat(parts)
+
+
+class SlotCache:
+    """Keys and values of all slots, preallocated.
+
+    Per layer one tensor [2, S, K, C capacity, D]; a slot's tokens lie from 0 on. A model that
+    cannot read tokens in one row sees it as transformers' own cache.
+    """
+
+    def __init__(self, model: "PreTrainedModel", slots: int, capacity: int):
+        self._model, self._slots, self._capacity = model, slots, capacity
+        self._layers: list[torch.Tensor] = []
+        self._slot = self._place = torch.empty(0)
+        self._seen: tuple[int, int] | None = None
+        self._groups: list[SlotGroup] = []
+
+    def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s place[i], both on the CPU."""
+        device = self._model.device
+        self._slot, self._place, self._seen = slot.to(device), place.to(device), None
+
+    def look_back(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        self.begin(slot, place)
+        counts = slot.bincount()
+        first = counts.cumsum(0) - counts
+        self._groups = slot_groups(
+            place[first],
+            slot,
+            torch.arange(len(slot)) - first[slot],
+            capacity=self._capacity,
+            model=self._model,
+        )
+
+    def lay_out(self, slot: torch.Tensor, place: torch.Tensor, groups: list[SlotGroup]) -> None:
+        """Begin a pass as `look_back` does, of tokens that were grouped already, on the device."""
+        self._slot, self._place, self._groups = slot, place, groups
+
+    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store a pass's keys and values, [N, K, D]."""
+        if layer == len(self._layers):
+            shape = (2, self._slots, key.shape[1], self._capacity, key.shape[2])
+            self._layers.append(_zeros(shape, key))
+        keys, values = self._layers[layer]
+        keys[self._slot, :, self._place] = key
+        values[self._slot, :, self._place] = value
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
+        self.put(layer, key, value)
+        return attend_to_slots(query, *self._layers[layer], self._groups, scaling)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's tokens to another slot."""
+        for layer in self._layers:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
+
+    def close(self, slot: int, last: int, length: int) -> None:
+        """Give up what a slot holds; the last slot's tokens, so many, move there."""
+        if slot != last:
+            self.copy(last, slot, length)
+
+    # What transformers calls, where a model reads rows of its own.
+
+    def show(self, slots: int, places: int) -> None:
+        """Let the queries of the next pass look at so many slots and places."""
+        self._seen = slots, places
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [B, K, T, D]; return those that the queries may attend to."""
+        self.put(layer, *(x.transpose(1, 2).flatten(0, 1) for x in (key, value)))
+        if self._seen is None:
+            return key, value
+        slots, places = self._seen
+        keys, values = self._layers[layer]
+        return keys[:slots, :, :places], values[:slots, :, :places]
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Return what transformers asks for when it reads prompts: nothing was seen before."""
+        return 0
+
+    def get_query_offset(self, *args: Any) -> int:
+        """Return the position of the first query of a prompt."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
+        """Return key length and offset for the causal mask of prompts."""
+        return query_length, 0
+
+
+class PagedCache:
+    """Keys and values in pages of a few places, for a CPU in fp32: only what is read is in memory.
+
+    One tensor, [P pages, layers, keys and values, K, PAGE, D]; a page that was given up is the next
+    to be taken (Kwon et al. 2023, PagedAttention).
+    """
+
+    def __init__(self, slots: int, capacity: int, layers: int):
+        from domain_tokens.inference.cpu.kernels import PAGE, attend_pages
+
+        self._attend, self._page = attend_pages, PAGE
+        self._table = np.zeros((slots, -(-capacity // self._page)), np.int32)
+        self._counts = [0] * slots  # pages of each slot
+        self._free = list(range(self._table.size))[::-1]
+        self._layers = layers
+        self._pool = self._pages = self._offsets = torch.empty(0)
+        self._first = self._known = np.zeros(0, np.int32)
+
+    def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s place[i]."""
+        needed = np.zeros(len(self._counts), np.int64)
+        slots, places = slot.numpy(), place.numpy()
+        np.maximum.at(needed, slots, places // self._page + 1)
+        for which in needed.nonzero()[0]:
+            self._reserve(int(which), int(needed[which]))
+        self._pages = torch.from_numpy(self._table[slots, places // self._page]).long()
+        self._offsets = place % self._page
+
+    def _reserve(self, slot: int, count: int) -> None:
+        for number in range(self._counts[slot], count):
+            self._table[slot, number] = self._free.pop()
+        self._counts[slot] = max(self._counts[slot], count)
+
+    def look_back(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        self.begin(slot, place)
+        self._first = np.concatenate([[0], slot.bincount().cumsum(0).numpy()]).astype(np.int32)
+        self._known = place.numpy()[self._first[:-1]].astype(np.int32)
+
+    def _have_pool(self, key: torch.Tensor) -> None:
+        if not self._pool.numel():
+            heads, size = key.shape[1:]
+            shape = (self._table.size, self._layers, 2, heads, self._page, size)
+            self._pool = _zeros(shape, key)
+
+    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store a pass's keys and values, [N, K, D]."""
+        self._have_pool(key)
+        self._pool[self._pages, layer, 0, :, self._offsets] = key
+        self._pool[self._pages, layer, 1, :, self._offsets] = value
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
+        scale = np.float32(query.shape[-1] ** -0.5 if scaling is None else scaling)
+        self._have_pool(key)
+        q, k, v = (x.contiguous().numpy() for x in (query, key, value))
+        out = torch.empty(query.shape)
+        where = self._table, self._first, self._known
+        self._attend(q, (k, v), self._pool.numpy(), layer, where, scale, out.numpy())
+        return out
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's tokens to another slot."""
+        count = -(-length // self._page)
+        self._reserve(target, count)
+        theirs, ours = (torch.from_numpy(self._table[s, :count]).long() for s in (source, target))
+        self._pool[ours] = self._pool[theirs]
+
+    def close(self, slot: int, last: int, length: int) -> None:
+        """Give up what a slot holds; the last slot's pages become its own."""
+        self._free += self._table[slot, : self._counts[slot]].tolist()[::-1]
+        self._table[slot], self._counts[slot] = self._table[last], self._counts[last]
+        self._counts[last] = 0
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return zeros; on a CPU, memory that is taken only where something is written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)

@@ -1,0 +1,23 @@
+from .chunked_loss import summed_cross_entropy as summed_cross_entropy
+from .chunked_loss import token_cross_entropy as token_cross_entropy
+from .packed_attention import PACKED_ATTENTION as PACKED_ATTENTION
+from .packed_attention import Attend as Attend
+from .packed_attention import attend_within_documents as attend_within_documents
+from .packed_attention import cu_seqlens_of as cu_seqlens_of
+from .packed_attention import packed_tokens as packed_tokens
+from .patches import fuse_activations as fuse_activations
+from .patches import without_dropout as without_dropout
+from .patches import without_head as without_head
+
+__all__ = [
+    "PACKED_ATTENTION",
+    "Attend",
+    "attend_within_documents",
+    "cu_seqlens_of",
+    "fuse_activations",
+    "packed_tokens",
+    "summed_cross_entropy",
+    "token_cross_entropy",
+    "without_dropout",
+    "without_head",
+]

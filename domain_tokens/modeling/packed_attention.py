@@ -1,0 +1,135 @@
+"""Attention for packed tokens: document by document, or slot by slot against a cache.
+
+A mask over a packed row is computed at every position and then thrown away, and it keeps CUDA off
+its flash kernels. Here each document is attended to alone, causally: by varlen attention on CUDA in
+half precision, by one small call per document elsewhere. The tokens of a decoding step, one or
+several per slot, are laid out by slot for this one operation only.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PACKED_ATTENTION = "packed"
+
+
+def cu_seqlens_of(position_ids: torch.Tensor) -> torch.Tensor:
+    """Return where the documents of packed rows begin, and the end: int32 [D + 1].
+
+    position_ids: [B, T], restarting at 0 with each document; the rows are read one after another.
+    """
+    flat = position_ids.flatten()
+    starts = (flat == 0).nonzero()[:, 0]
+    return torch.cat([starts, starts.new_tensor([len(flat)])]).int()
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    attend: "Attend | None" = None,
+    starts: torch.Tensor | None = None,
+    longest: int = 0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return [B, T, H, D]: every token attends within its document, or as `attend` says.
+
+    query: [B, H, T, D], key and value: [B, H or fewer, T, D]; starts and longest as `documents`
+    gives them. With attend, B is 1.
+    """
+    assert attention_mask is None
+    if attend is not None:
+        one, two, three = (x[0].transpose(0, 1) for x in (query, key, value))
+        number: Any = module.layer_idx
+        return attend(number, one, two, three, scaling)[None], None
+    assert starts is not None
+    rows, size = query.shape[0], query.shape[2]
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B T, heads, D]
+    found = attend_within_documents(*flat, starts, longest, scaling)
+    return found.view(rows, size, *found.shape[1:]), None
+
+
+class Attend(Protocol):
+    """What a layer's queries see: layer, query [N, H, D], key and value [N, K, D] -> [N, H, D]."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        /,
+    ) -> torch.Tensor: ...
+
+
+def attend_within_documents(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend within documents, causally: q [N, H, D], k and v [N, H or fewer, D] -> [N, H, D]."""
+    grouped = q.shape[1] != k.shape[1]
+    if q.is_cuda and q.dtype != torch.float32:
+        from torch.nn.attention.varlen import varlen_attn
+
+        out: Any = varlen_attn(
+            *(x.contiguous() for x in (q, k, v)),
+            cu_seq_q=starts,
+            cu_seq_k=starts,
+            max_q=longest,
+            max_k=longest,
+            scale=scaling,
+            window_size=(-1, 0),
+            enable_gqa=grouped,
+        )
+        return out
+    lengths = [end - start for start, end in pairwise(starts.tolist())]
+    # split has one concatenation as its backward; slices would each fill a whole gradient.
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    return torch.cat([_causal(*part, scaling, grouped) for part in parts])
+
+
+def _causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, grouped: bool
+) -> torch.Tensor:
+    """Attend within one document: [L, H, D]."""
+    one, two, three = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, L, D]
+    found = scaled_dot_product_attention(
+        one, two, three, is_causal=True, scale=scaling, enable_gqa=grouped
+    )
+    return found[0].transpose(0, 1)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+
+
+@contextmanager
+def packed_tokens(model: "PreTrainedModel") -> Generator[bool]:
+    """Let a model read packed tokens; yields False where its architecture cannot.
+
+    Meanwhile it has to be called with what `packed_attention` wants.
+    """
+    before = model.config._attn_implementation
+    able = bool(getattr(model, "_supports_attention_backend", False))
+    if able:
+        model.set_attn_implementation(PACKED_ATTENTION)
+    try:
+        yield able
+    finally:
+        model.set_attn_implementation(before)

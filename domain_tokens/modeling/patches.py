@@ -1,0 +1,63 @@
+"""What we change in a transformers model: each a context manager or a function of its own."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def without_dropout(model: "PreTrainedModel") -> None:
+    """Set every dropout of a model to 0, in its config, too."""
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+# Architectures whose logits are the output layer's alone: no scaling, no capping behind it.
+PLAIN_HEADS = {"gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+
+
+def plain_head(model: Any) -> torch.nn.Linear | None:
+    """Return the output layer where the logits are its alone and have no bias, else None."""
+    head = model.get_output_embeddings()
+    plain = model.config.model_type in PLAIN_HEADS and isinstance(head, torch.nn.Linear)
+    return head if plain and head.bias is None else None
+
+
+@contextmanager
+def without_head(model: Any) -> Generator[torch.nn.Linear | None]:
+    """Let the model return the hidden states that its output layer would get, as its logits.
+
+    So the loss can be computed in chunks behind a wrapped (DDP) forward pass. Yields the layer, or
+    None where the architecture does more behind it; then nothing is changed.
+    """
+    head = plain_head(model)
+    if head is None:
+        yield None
+        return
+    head.forward = lambda hidden: hidden  # ty: ignore[invalid-assignment]
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
+def fuse_activations(model: "PreTrainedModel") -> None:
+    """Put torch's fused tanh GELU where transformers writes the same function as seven operations.
+
+    GPT-2's checkpoints name it gelu_new; config and results stay what they are (to 1e-6).
+    """
+    from torch.nn import GELU
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, GELU(approximate="tanh"))

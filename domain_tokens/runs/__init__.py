@@ -1,0 +1,5 @@
+"""What every run shares: config, arguments, output folder, run card, device, console."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,135 @@
+from .cli import CONDITIONS as CONDITIONS
+from .cli import COUNT as COUNT
+from .cli import ROOT as ROOT
+from .cli import SEED as SEED
+from .cli import Number as Number
+from .cli import Parser as Parser
+from .cli import add_config_arguments as add_config_arguments
+from .cli import add_evaluation_arguments as add_evaluation_arguments
+from .cli import add_output_arguments as add_output_arguments
+from .cli import in_repository as in_repository
+from .cli import is_unicode as is_unicode
+from .cli import overrides_of as overrides_of
+from .cli import run_script as run_script
+from .config import AnalysisPlan as AnalysisPlan
+from .config import DataSection as DataSection
+from .config import GSM8KEvalConfig as GSM8KEvalConfig
+from .config import GSM8KSection as GSM8KSection
+from .config import ModelSection as ModelSection
+from .config import PretrainingConfig as PretrainingConfig
+from .config import ProbeEvalConfig as ProbeEvalConfig
+from .config import ProbeSection as ProbeSection
+from .config import SFTConfig as SFTConfig
+from .config import TrackingSection as TrackingSection
+from .config import TrainingSection as TrainingSection
+from .config import load_config as load_config
+from .console import highlighted as highlighted
+from .console import print_columns as print_columns
+from .console import shown_example as shown_example
+from .device import choose_device as choose_device
+from .device import peak_flops as peak_flops
+from .device import peak_memory_bytes as peak_memory_bytes
+from .distributed import barrier as barrier
+from .distributed import gather_dict as gather_dict
+from .distributed import init_distributed as init_distributed
+from .distributed import is_main_process as is_main_process
+from .distributed import process_rank as process_rank
+from .distributed import share_of as share_of
+from .distributed import world_size as world_size
+from .files import SEAL as SEAL
+from .files import check_seal as check_seal
+from .files import file_digest as file_digest
+from .files import hash_digests as hash_digests
+from .files import hash_files as hash_files
+from .files import hash_json as hash_json
+from .files import read_json as read_json
+from .files import read_lines as read_lines
+from .files import read_sealed as read_sealed
+from .files import sealed as sealed
+from .files import umask as umask
+from .files import write_json as write_json
+from .files import write_text as write_text
+from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
+from .output_folder import Workspace as Workspace
+from .output_folder import lock_output as lock_output
+from .output_folder import make_folder as make_folder
+from .output_folder import open_workspace as open_workspace
+from .preflight import refuse_full_disk as refuse_full_disk
+from .preflight import refuse_not_json as refuse_not_json
+from .preflight import refuse_unwritable as refuse_unwritable
+from .preflight import trial_folder as trial_folder
+from .run_card import CARD_NAME as CARD_NAME
+from .run_card import code_identity as code_identity
+from .run_card import format_versions as format_versions
+from .run_card import run_environment as run_environment
+from .source_code import PACKAGE as PACKAGE
+from .source_code import code_hash as code_hash
+
+__all__ = [
+    "CARD_NAME",
+    "CONDITIONS",
+    "COUNT",
+    "PACKAGE",
+    "ROOT",
+    "SEAL",
+    "SEED",
+    "UNFINISHED_MARKER",
+    "AnalysisPlan",
+    "DataSection",
+    "GSM8KEvalConfig",
+    "GSM8KSection",
+    "ModelSection",
+    "Number",
+    "Parser",
+    "PretrainingConfig",
+    "ProbeEvalConfig",
+    "ProbeSection",
+    "SFTConfig",
+    "TrackingSection",
+    "TrainingSection",
+    "Workspace",
+    "add_config_arguments",
+    "add_evaluation_arguments",
+    "add_output_arguments",
+    "barrier",
+    "check_seal",
+    "choose_device",
+    "code_hash",
+    "code_identity",
+    "file_digest",
+    "format_versions",
+    "gather_dict",
+    "hash_digests",
+    "hash_files",
+    "hash_json",
+    "highlighted",
+    "in_repository",
+    "init_distributed",
+    "is_main_process",
+    "is_unicode",
+    "load_config",
+    "lock_output",
+    "make_folder",
+    "open_workspace",
+    "overrides_of",
+    "peak_flops",
+    "peak_memory_bytes",
+    "print_columns",
+    "process_rank",
+    "read_json",
+    "read_lines",
+    "read_sealed",
+    "refuse_full_disk",
+    "refuse_not_json",
+    "refuse_unwritable",
+    "run_environment",
+    "run_script",
+    "sealed",
+    "share_of",
+    "shown_example",
+    "trial_folder",
+    "umask",
+    "world_size",
+    "write_json",
+    "write_text",
+]

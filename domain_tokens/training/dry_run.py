@@ -1,0 +1,61 @@
+"""What a training run would take, from one of its own micro-batches."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from domain_tokens.modeling import packed_tokens, without_dropout, without_head
+from domain_tokens.prompts import Example
+from domain_tokens.runs import TrainingSection, choose_device, peak_memory_bytes, world_size
+from domain_tokens.training.loss import summed_loss, to_device
+from domain_tokens.training.step_plan import StepPlan
+from domain_tokens.training.trainer import MicroBatches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def dry_run_estimate(
+    model: "PreTrainedModel",
+    examples: Sequence[Example],
+    plan: StepPlan,
+    settings: TrainingSection,
+) -> str:
+    """Return what to expect, from forward and backward on the largest of the first micro-batches.
+
+    Memory adds the two moments of AdamW in fp32.
+    """
+    import torch
+
+    device, dtype = choose_device(settings.precision)
+    without_dropout(model)
+    model.to(device)
+    parts = [rows for step in plan.steps[:8] for rows in step]
+    sizes = [sum(len(examples[i].input_ids) for row in rows for i in row) for rows in parts]
+    largest = max(range(len(parts)), key=sizes.__getitem__)
+    batches = MicroBatches(examples, plan, pad_id=int(examples[0].input_ids[-1]))
+    inputs = to_device(batches[largest], device)
+    seconds = 0.0
+    with packed_tokens(model), without_head(model) as head:
+        for _ in range(2):  # the first call warms up
+            start = time.perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = summed_loss(model, inputs, head)
+            loss.backward()
+            float(loss.detach())  # waits for the device
+            seconds = time.perf_counter() - start
+    rate = sizes[largest] / seconds
+    moments = 8 * sum(p.numel() for p in model.parameters())
+    memory = peak_memory_bytes(device) + moments
+    return (
+        "dry run: nothing was trained, nothing written\n"
+        f"  time    about {_duration(sum(plan.tokens) / rate / world_size())}, "
+        f"at {rate:,.0f} tokens/s a process\n"
+        f"  memory  about {memory / 2**30:.1f} GiB ({device})"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

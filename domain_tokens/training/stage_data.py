@@ -1,0 +1,103 @@
+"""What a stage trains on: its sources, rendered or found where an earlier run kept them."""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domain_tokens.checkpoints import tokenizer_hash
+from domain_tokens.data import VAL_KEY, file_hashes, load_questions, other_place, source_identity
+from domain_tokens.errors import UserError
+from domain_tokens.runs import PACKAGE, code_hash
+
+if TYPE_CHECKING:
+    from domain_tokens.data import DataReport, Prepared, StageData, UsualValidation
+    from domain_tokens.prompts import Renderer
+    from domain_tokens.runs import DataSection, SFTConfig
+
+
+def stage_sources(config: "SFTConfig", usual: "UsualValidation") -> list[tuple[str, str, str]]:
+    """Return config key, source and split of everything that a stage reads.
+
+    usual: what the stage validates on where the config names nothing.
+    """
+    data = config.data
+    found = [("data.source", data.source, data.split)]
+    other = other_place(config, usual)
+    if other is not None:
+        found.append((VAL_KEY, *other))
+    if data.decontaminate_against is not None:
+        place = data.decontaminate_against, data.decontaminate_split
+        found.append(("data.decontaminate_against", *place))
+    return found
+
+
+def source_files(config: "SFTConfig", usual: "UsualValidation") -> dict[str, str]:
+    """Return path and SHA-256 of all local files that a stage reads."""
+    files = {}
+    for key, source, split in stage_sources(config, usual):
+        files |= file_hashes(source, split=split, key=key)
+    return files
+
+
+def test_questions(data: "DataSection") -> list[str]:
+    """Return the questions that no training row may repeat; none where the config says null."""
+    if data.decontaminate_against is None:
+        return []
+    return load_questions(
+        data.decontaminate_against,
+        split=data.decontaminate_split,
+        key="data.decontaminate_against",
+    )
+
+
+def _loading_code(load: Callable) -> str:
+    """Return the hash of the code that decides what a stage's examples are."""
+    alone = [Path(__file__), PACKAGE / "runs" / "config.py", Path(inspect.getfile(load))]
+    return code_hash([PACKAGE / "data" / "prepared.py"], alone=alone)
+
+
+def prepare_stage(
+    args: argparse.Namespace,
+    config: "SFTConfig",
+    load: Callable[["SFTConfig"], "StageData"],
+    renderer: "Renderer",
+    *,
+    inject: bool,
+) -> "Prepared":
+    """Render what a stage trains on, or find it where an earlier run of the same data kept it."""
+    from domain_tokens.data import prepare_examples
+
+    settings = config.training
+    limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
+    identity = {
+        "sources": [
+            source_identity(source, split=split, key=key)
+            for key, source, split in stage_sources(config, args.usual_validation)
+        ],
+        "data": config.data.model_dump(),
+        "training": {name: getattr(settings, name) for name in limits},
+        "tokenizer": tokenizer_hash(Path(args.model_path)),
+        "inject": inject,
+        "kind": load.__module__,
+        "code": _loading_code(load),
+    }
+    found = prepare_examples(
+        lambda: load(config), renderer, max_length=settings.max_length, identity=identity
+    )
+    if not found.train:
+        dropped = found.account.dropped
+        raise UserError(f"no training example is left (dropped: {dropped}); see data.source")
+    if not found.validation and found.account.eval_split is not None:
+        raise UserError(
+            f"{_validation_drops(found.account)}, none is left; see {VAL_KEY}, or write "
+            "training.max_val_samples=0"
+        )
+    return found
+
+
+def _validation_drops(account: "DataReport") -> str:
+    lost = account.validation_dropped
+    reasons = ", ".join(f"{n} {reason}" if len(lost) > 1 else reason for reason, n in lost.items())
+    return f"validation: {sum(lost.values())} dropped ({reasons or 'there were no rows'})"

@@ -1,0 +1,206 @@
+"""The one SFT run: planned optimizer steps on transformers.Trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from domain_tokens.errors import StoppedError, UserError
+from domain_tokens.modeling import packed_tokens, without_dropout, without_head
+from domain_tokens.prompts import Example
+from domain_tokens.runs import TrackingSection, TrainingSection, choose_device, peak_memory_bytes
+from domain_tokens.training.callbacks import StopWhenTold, TrainLog
+from domain_tokens.training.loss import as_tensors, summed_loss
+from domain_tokens.training.preflight import refuse_zero_rates
+from domain_tokens.training.step_plan import StepPlan, build_micro_batch, empty_micro_batch
+from domain_tokens.training.tracking import tensorboard_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NOWHERE = TrackingSection()
+
+
+class MicroBatches(Dataset):
+    """The planned micro-batches in order, built when asked for; one item is one micro-batch."""
+
+    def __init__(self, examples: Sequence[Example], plan: StepPlan, *, pad_id: int):
+        self._examples = examples
+        self._items = [(s, rows) for s, step in enumerate(plan.steps) for rows in step]
+        self._supervised = plan.supervised
+        self._pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, rows = self._items[index]
+        batch = (
+            build_micro_batch(
+                [[self._examples[i] for i in row] for row in rows], pad_id=self._pad_id
+            )
+            if rows
+            else empty_micro_batch(pad_id=self._pad_id)
+        )
+        return {
+            **as_tensors(batch),
+            "step_supervised": torch.tensor(self._supervised[step], dtype=torch.float32),
+        }
+
+
+class SFTTrainer(Trainer):
+    """Trainer that takes planned micro-batches in order; loss is summed ÷ the step's supervised."""
+
+    loss_is_scaled_for_ga = True
+    head: torch.nn.Linear | None = None  # see losses.without_head
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)  # ty: ignore[invalid-argument-type]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return summed loss ÷ supervised tokens of the whole step; DDP's averaging is undone."""
+        total = summed_loss(model, inputs, self.head)
+        return total / inputs["step_supervised"] * self.accelerator.num_processes
+
+
+def training_arguments(
+    settings: TrainingSection, plan: StepPlan, folder: Path, tracking: TrackingSection
+) -> TrainingArguments:
+    """Translate our settings into Trainer's; defaults that have bitten people are written out."""
+    device, dtype = choose_device(settings.precision)
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=1,  # one item is one packed micro-batch
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=1,  # the plan holds all epochs
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type="linear",
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=device == "cpu",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        report_to=list(tracking.report_to),
+        project=tracking.project,
+        run_name=tracking.run_name,
+        trackio_static_space_id=False,  # nothing is published
+        disable_tqdm=True,  # TrainLog shows the progress
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=device == "cuda",
+        average_tokens_across_devices=False,  # the plan counts the tokens
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete intermediate checkpoint (trainer_state.json is written last)."""
+    found = [
+        path
+        for path in (folder / "checkpoints").glob("checkpoint-*")
+        if (path / "trainer_state.json").is_file()
+    ]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+def training_flops(model: Any, examples: Sequence[Example], plan: StepPlan) -> float:
+    """Return the matmul FLOPs of a run: forward and backward, causal attention, logits with loss.
+
+    Follows PaLM's appendix B (Chowdhery et al. 2022): 6 per weight and token, 12 per layer, width
+    and attended position; the output layer counts at supervised positions only.
+    """
+    config = model.config
+    embedding = model.get_input_embeddings().weight
+    output = model.get_output_embeddings().weight
+    body = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    body -= embedding.numel() + (output.numel() if output is not embedding else 0)
+    body -= sum(p.numel() for n, p in model.named_parameters() if n.endswith("wpe.weight"))
+    lengths = np.array([len(examples[i].input_ids) for i in plan.order], dtype=np.float64)
+    attention = 6 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
+    return 6 * body * sum(plan.tokens) + attention + 6 * output.numel() * sum(plan.supervised)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a training run measured; seconds and loss cover all legs of a resumed run."""
+
+    train_loss: float
+    seconds: float
+    peak_memory_bytes: int
+    flops: float
+
+
+def train(
+    model: "PreTrainedModel",
+    examples: Sequence[Example],
+    plan: StepPlan,
+    settings: TrainingSection,
+    folder: Path,
+    *,
+    tracking: TrackingSection = NOWHERE,
+) -> Outcome:
+    """Train a model in place, writing train_log.jsonl and one intermediate checkpoint to folder.
+
+    Raises FloatingPointError on a loss that is not finite, StoppedError after a SIGTERM and
+    UserError where there is nothing to train on. Continues from the newest complete checkpoint in
+    folder, if there is one.
+    """
+    if not examples:
+        raise UserError("no training example is left; see the dropped counts and data.source")
+    refuse_zero_rates(plan, settings)
+    without_dropout(model)
+    pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
+    with tensorboard_in(folder, tracking):
+        trainer = SFTTrainer(
+            model=model,
+            args=training_arguments(settings, plan, folder, tracking),
+            train_dataset=MicroBatches(examples, plan, pad_id=pad_id),
+            data_collator=lambda items: items[0],
+        )
+    log = TrainLog(folder / "train_log.jsonl", plan, is_writer=trainer.is_world_process_zero())
+    trainer.remove_callback(PrinterCallback)
+    stop = StopWhenTold(every=settings.logging_steps)
+    trainer.add_callback(stop)  # before the log, which is written before a checkpoint is
+    trainer.add_callback(log)
+    with packed_tokens(model), without_head(model) as trainer.head:
+        done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if stop.told and trainer.state.global_step < len(plan.steps):
+        raise StoppedError(
+            f"terminated after step {trainer.state.global_step} of {len(plan.steps)}; a checkpoint "
+            "is kept"
+        )
+    device, _ = choose_device(settings.precision)
+    return Outcome(
+        train_loss=_mean_loss(trainer.state.log_history, done.training_loss),
+        seconds=log.seconds,
+        peak_memory_bytes=peak_memory_bytes(device),
+        flops=training_flops(model, examples, plan),
+    )
+
+
+def _mean_loss(history: list[dict[str, float]], fallback: float) -> float:
+    """Return the mean over all logged steps; Trainer's own figure forgets earlier legs."""
+    losses, weights, before = [], [], 0
+    for entry in history:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+            weights.append(entry["step"] - before)
+            before = entry["step"]
+    return float(np.average(losses, weights=weights)) if losses else fallback

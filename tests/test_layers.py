@@ -1,0 +1,54 @@
+"""The house has doors: outsiders use what a room's `__init__` names, and nothing behind it."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "domain_tokens"
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+FOLDERS = ("domain_tokens", "sft", "eval", "sample", "scripts", "benchmarks")
+FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+
+
+def imports(file):
+    """Yield (module, name) of every import from the package, wherever it stands."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("domain_tokens"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_the_walk_sees_rooms_and_imports():
+    assert len(ROOMS) == 8
+    assert sum(len(list(imports(file))) for file in FILES) > 300
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_other_rooms_are_entered_by_their_door(file):
+    own = file.relative_to(PACKAGE).parts[0] if file.is_relative_to(PACKAGE) else None
+    for module, name in imports(file):
+        parts = module.split(".")
+        behind = len(parts) > 2 and parts[1] in ROOMS and parts[1] != own
+        assert not behind, f"{module}.{name}: wanted `from domain_tokens.{parts[1]} import {name}`"
+        if len(parts) == 2 and parts[1] in ROOMS:
+            assert parts[1] != own, f"{name}: within a room modules import each other directly"
+            assert name in importlib.import_module(module).__all__
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_name_on_a_door_is_there(room):
+    module = importlib.import_module(f"domain_tokens.{room}")
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+def test_a_door_loads_nothing_until_it_is_used():
+    rooms = ", ".join(f"domain_tokens.{room}" for room in ROOMS)
+    code = f"import sys, {rooms}; print([n for n in ('torch', 'pydantic') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
