@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from domain_tokens import evaluation, runs
 from domain_tokens.evaluation import probes
 from domain_tokens.runs import SEED, Parser, add_evaluation_arguments, overrides_of, run_script
 
@@ -33,43 +34,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens.evaluation import (
-        Answers,
-        answer_questions,
-        arithmetic_metrics,
-        decoding_speed,
-        evaluation_card,
-        evaluation_identity,
-        facts_with_product,
-        item_of,
-        load_for_evaluation,
-        probe_questions,
-        probe_verdicts,
-        probes_fingerprint,
-        refuse_broken_weights,
-        refuse_long_questions,
-        table_scores,
-    )
-    from domain_tokens.runs import ProbeEvalConfig, load_config
-
-    config = load_config(ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
+    config = runs.load_config(runs.ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
     settings = config.evaluation
-    subject = load_for_evaluation(
+    subject = evaluation.load_for_evaluation(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
     chosen = list(probes(settings))
-    data = {"probes": probes_fingerprint(chosen)}
+    data = {"probes": evaluation.probes_fingerprint(chosen)}
     decode = {**settings.model_dump(), "greedy": True}
-    card = evaluation_card(args, subject, stage="arithmetic", decode=decode, data=data)
-    output = Answers(args.output_dir, "arithmetic", evaluation_identity(card))
+    card = evaluation.evaluation_card(args, subject, stage="arithmetic", decode=decode, data=data)
+    output = evaluation.Answers(args.output_dir, "arithmetic", evaluation.evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
         return 0
-    questions = probe_questions(subject, chosen, forced_start=settings.forced_start)
-    refuse_long_questions(subject, questions, settings.max_new_tokens)
-    refuse_broken_weights(subject, questions)
+    questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
+    evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens)
+    evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = answer_questions(
+    responses = evaluation.answer_questions(
         subject,
         questions,
         output,
@@ -79,15 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     seconds = time.perf_counter() - start
     items = []
     for (_, _, gold), question, response in zip(chosen, questions, responses, strict=True):
-        right = facts_with_product(subject, gold)
-        line = item_of(subject, question, response, right=right)
-        items.append({**line, **probe_verdicts(line["gold"], line["response"])})
-    scores = table_scores(subject, forced_start=settings.forced_start)
+        right = evaluation.facts_with_product(subject, gold)
+        line = evaluation.item_of(subject, question, response, right=right)
+        items.append({**line, **evaluation.probe_verdicts(line["gold"], line["response"])})
+    scores = evaluation.table_scores(subject, forced_start=settings.forced_start)
     shown: dict[str, Any] = {
         "condition": args.condition,
         "model_path": args.model_path,
-        **arithmetic_metrics(items, scores),
-        **decoding_speed(items, seconds),
+        **evaluation.arithmetic_metrics(items, scores),
+        **evaluation.decoding_speed(items, seconds),
     }
     output.finish(items, {"metrics": shown, "card": card}, more={"scores": scores})
     table = shown["category_accuracies"]["mul_table"]

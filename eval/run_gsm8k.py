@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domain_tokens import evaluation, runs
 from domain_tokens.answers import refuse_unreadable
 from domain_tokens.data import Problem, load_problems
-from domain_tokens.evaluation import read_golds
 from domain_tokens.runs import COUNT, Parser, add_evaluation_arguments, overrides_of, run_script
 
 if TYPE_CHECKING:
@@ -38,24 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
     args = parse(argv)
-    from domain_tokens.evaluation import (
-        SHOWN,
-        Answers,
-        answer_endpoints,
-        answer_questions,
-        decoding_speed,
-        evaluation_card,
-        evaluation_identity,
-        gsm8k_metrics,
-        gsm8k_questions,
-        load_for_evaluation,
-        refuse_broken_weights,
-        refuse_long_questions,
-        resolved_rationale_seed,
-    )
-    from domain_tokens.runs import GSM8KEvalConfig, load_config
-
-    config = load_config(GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
+    config = runs.load_config(runs.GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
     settings = config.evaluation
     reading: dict[str, Any] = {
         "source": config.data.source,
@@ -69,22 +52,24 @@ def main(argv: list[str] | None = None) -> int:
     if loaded.dropped:
         data["dropped"] = dict(loaded.dropped)
         print(*loaded.notes(), flush=True)
-    subject = load_for_evaluation(
+    subject = evaluation.load_for_evaluation(
         Path(args.model_path), condition=args.condition, precision=settings.precision
     )
-    seed = resolved_rationale_seed(settings, subject.folder)
+    seed = evaluation.resolved_rationale_seed(settings, subject.folder)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
-    card = evaluation_card(args, subject, stage="gsm8k", decode=decode, data=data, reading=reading)
-    output = Answers(args.output_dir, "gsm8k", evaluation_identity(card))
+    card = evaluation.evaluation_card(
+        args, subject, stage="gsm8k", decode=decode, data=data, reading=reading
+    )
+    output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
         print(f"{output.results} is already finished")
         return 0
-    questions = gsm8k_questions(subject, loaded.items)
+    questions = evaluation.gsm8k_questions(subject, loaded.items)
     scored = {*golds, *settings.frequent_answers} if settings.rationales else ()
-    refuse_long_questions(subject, questions, settings.max_new_tokens, answers=scored)
-    refuse_broken_weights(subject, questions)
+    evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens, answers=scored)
+    evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = answer_questions(
+    responses = evaluation.answer_questions(
         subject,
         questions,
         output,
@@ -92,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         max_new_tokens=settings.max_new_tokens,
     )
     seconds = time.perf_counter() - start
-    scores, rationales = answer_endpoints(
+    scores, rationales = evaluation.answer_endpoints(
         subject, questions, output, golds=golds, settings=settings
     )
     rows = zip(loaded.items, questions, responses, scores, strict=True)
@@ -100,10 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     shown = {
         "condition": args.condition,
         "model_path": args.model_path,
-        **gsm8k_metrics(items, decode),
-        **decoding_speed(items, seconds),
+        **evaluation.gsm8k_metrics(items, decode),
+        **evaluation.decoding_speed(items, seconds),
     }
-    results = {"metrics": shown, "examples": items[:SHOWN], "card": card}
+    results = {"metrics": shown, "examples": items[: evaluation.SHOWN], "card": card}
     output.finish(items, results, more={"rationales": rationales} if rationales else {})
     print(
         f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
@@ -117,12 +102,10 @@ def golds_of(problems: list[Problem], frequent: list[str]) -> list[str]:
 
     Raises UserError, before a model is loaded, where one cannot be read or has no 16 distractors.
     """
-    from domain_tokens.evaluation import distractors
-
-    golds = [gold.text for gold in read_golds(problems)]
+    golds = [gold.text for gold in evaluation.read_golds(problems)]
     refuse_unreadable(frequent, key="evaluation.frequent_answers")
     for gold in golds:
-        distractors(frequent, gold)
+        evaluation.distractors(frequent, gold)
     return golds
 
 
@@ -134,13 +117,11 @@ def item(
     endpoints: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the scored line of one question; applicable: its gold solution uses a fact."""
-    from domain_tokens.evaluation import facts_in_solution, item_of, problem_verdicts
-
-    facts = facts_in_solution(subject, problem)
-    line = item_of(subject, question, response, right=facts)
+    facts = evaluation.facts_in_solution(subject, problem)
+    line = evaluation.item_of(subject, question, response, right=facts)
     return {
         **line,
-        **problem_verdicts(line["gold"], line["response"]),
+        **evaluation.problem_verdicts(line["gold"], line["response"]),
         "applicable": bool(facts),
         **endpoints,
     }

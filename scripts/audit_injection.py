@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from domain_tokens.checkpoints import load_tokenizer
+from domain_tokens import checkpoints
 from domain_tokens.data import Conversation, load_conversations, load_problems, problem_messages
 from domain_tokens.injection import find_facts, near_misses
 from domain_tokens.runs import COUNT, Parser, run_script, write_json
@@ -100,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
 
     refuse_unwritable(args.output_path)
     rows = load(args)
-    tokenizer = load_tokenizer(Path(args.tokenizer)) if args.tokenizer else gpt2_tokenizer()
+    tokenizer = (
+        checkpoints.load_tokenizer(Path(args.tokenizer)) if args.tokenizer else gpt2_tokenizer()
+    )
     report = audit(rows, Renderer(tokenizer), args.mode)
     print(
         f"{report['rows_touched']} of {report['rows']} rows ({report['row_share']:.1%}), "

@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from domain_tokens.checkpoints import check_folder, evaluations, quiet_transformers
-from domain_tokens.comparison import check_evaluation
+from domain_tokens import checkpoints, comparison
 from domain_tokens.errors import UserError
 from domain_tokens.runs import Parser, run_script
 
@@ -21,12 +20,12 @@ def main(argv: list[str] | None = None) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} not found; wanted a checkpoint folder")
-    quiet_transformers()
+    checkpoints.quiet_transformers()
     faults = 0
     for folder in folders:
         print(folder)
-        evaluated = evaluations(folder)
-        check = check_evaluation if evaluated else check_folder
+        evaluated = checkpoints.evaluations(folder)
+        check = comparison.check_evaluation if evaluated else checkpoints.check_folder
         for name, passed, detail in check(folder):
             faults += not passed
             print(f"  {'ok' if passed else 'fault':<6} {name:<15} {detail}", flush=True)

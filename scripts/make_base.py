@@ -6,20 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.checkpoints import (
-    Source,
-    extend_and_save,
-    finish_base,
-    load_source_model,
-    load_source_tokenizer,
-    parent_link,
-    proof_in_words,
-    prove_base,
-    quiet_transformers,
-    refuse_unusable,
-    resolve_source,
-    source_provenance,
-)
+from domain_tokens import checkpoints
 from domain_tokens.errors import UserError
 from domain_tokens.runs import (
     CONDITIONS,
@@ -84,7 +71,7 @@ def build(
     args: argparse.Namespace,
     config: "PretrainingConfig | None",
     workspace: Workspace,
-    source: Source,
+    source: checkpoints.Source,
 ) -> dict[str, Any]:
     """Make, extend, save and prove the model and its tokenizer; return what the run card says.
 
@@ -93,33 +80,33 @@ def build(
     """
     from domain_tokens.training import SHAPES, load_examples, new_model, pretrain
 
-    quiet_transformers()
-    tokenizer = load_source_tokenizer(source)
+    checkpoints.quiet_transformers()
+    tokenizer = checkpoints.load_source_tokenizer(source)
     trained = None
     if source.model is None:
         shape = SHAPES[args.source] if config is None else config.model
         examples = [] if config is None else load_examples(config, tokenizer)
         model = new_model(shape, tokenizer, seed=args.seed)
     else:
-        model = load_source_model(source)
-    refuse_unusable(model, tokenizer)
+        model = checkpoints.load_source_model(source)
+    checkpoints.refuse_unusable(model, tokenizer)
     workspace.begin()
     if config is not None:
         trained = pretrain(model, examples, config, workspace.work)
-    made = extend_and_save(model, tokenizer, workspace, seed=args.seed)
+    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=args.seed)
     try:
-        proof = prove_base(source, workspace.work, seed=args.seed)
+        proof = checkpoints.prove_base(source, workspace.work, seed=args.seed)
     except UserError:
         shutil.rmtree(workspace.work)
         raise
-    return {**made, **source_provenance(source), "proof": proof, "pretraining": trained}
+    return {**made, **checkpoints.source_provenance(source), "proof": proof, "pretraining": trained}
 
 
 def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any]) -> None:
     """Write run card and results; a source folder is the parent."""
     source = Path(args.source)
-    parent = parent_link(source) if source.is_dir() else None
-    finish_base(
+    parent = checkpoints.parent_link(source) if source.is_dir() else None
+    checkpoints.finish_base(
         workspace,
         condition=args.condition,
         seed=args.seed,
@@ -146,13 +133,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.output_dir} is already finished")
         return 0
     made_here = config is not None or args.source in RANDOM
-    source = resolve_source(None if made_here else args.source, args.tokenizer)
+    source = checkpoints.resolve_source(None if made_here else args.source, args.tokenizer)
     made = build(args, config, workspace, source)
     finish(args, workspace, made)
     print(
         f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}"
     )
-    print(f"proof: {proof_in_words(made['proof'])}")
+    print(f"proof: {checkpoints.proof_in_words(made['proof'])}")
     return 0
 
 

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from domain_tokens import training
 from domain_tokens.data import (
     VAL_KEY,
     Conversation,
@@ -18,14 +19,6 @@ from domain_tokens.data import (
 )
 from domain_tokens.errors import UserError
 from domain_tokens.runs import Parser, overrides_of, run_script
-from domain_tokens.training import (
-    STAGE_FLAGS,
-    add_stage_arguments,
-    open_stage,
-    run_stage,
-    stage_summary,
-    test_questions,
-)
 
 if TYPE_CHECKING:
     from domain_tokens.data import StageData
@@ -78,7 +71,7 @@ def load_data(config: "SFTConfig") -> "StageData":
         validation_dropped=lost + known,
         irregular=loaded.irregular,
         notes=notes,
-        test_questions=test_questions(data),
+        test_questions=training.test_questions(data),
     )
 
 
@@ -89,7 +82,7 @@ def _conversation(problem: Problem) -> Conversation:
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on grade-school problems."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    add_stage_arguments(parser, "sft/configs/gsm8k.yaml", usual=USUAL)
+    training.add_stage_arguments(parser, "sft/configs/gsm8k.yaml", usual=USUAL)
     parser.add_argument(
         "--inject-mul-tokens",
         action="store_true",
@@ -103,14 +96,14 @@ def main(argv: list[str] | None = None) -> int:
         )
     from domain_tokens.runs import SFTConfig, load_config
 
-    config = load_config(SFTConfig, args.config, overrides_of(args, STAGE_FLAGS))
-    stage = open_stage(args, config, load_data, RESULTS, inject=args.inject_mul_tokens)
+    config = load_config(SFTConfig, args.config, overrides_of(args, training.STAGE_FLAGS))
+    stage = training.open_stage(args, config, load_data, RESULTS, inject=args.inject_mul_tokens)
     if stage.workspace.finished:
         print(f"{args.output_dir} is already finished{stage.workspace.note}")
         return 0
-    results = run_stage(stage)
+    results = training.run_stage(stage)
     if results:
-        print(stage_summary(results, args.output_dir, RESULTS))
+        print(training.stage_summary(results, args.output_dir, RESULTS))
     return 0
 
 

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from domain_tokens import training
 from domain_tokens.data import (
     VAL_KEY,
     UsualValidation,
@@ -12,14 +13,6 @@ from domain_tokens.data import (
     other_place,
 )
 from domain_tokens.runs import Parser, overrides_of, run_script
-from domain_tokens.training import (
-    STAGE_FLAGS,
-    add_stage_arguments,
-    open_stage,
-    run_stage,
-    stage_summary,
-    test_questions,
-)
 
 if TYPE_CHECKING:
     from domain_tokens.data import StageData
@@ -68,25 +61,26 @@ def load_data(config: "SFTConfig") -> "StageData":
         validation_dropped=lost + known,
         irregular=loaded.irregular,
         notes=notes,
-        test_questions=test_questions(data),
+        test_questions=training.test_questions(data),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on the chat mixture."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    add_stage_arguments(parser, "sft/configs/tulu.yaml", usual=USUAL)
+    training.add_stage_arguments(parser, "sft/configs/tulu.yaml", usual=USUAL)
     args = parser.parse_args(argv)
     from domain_tokens.runs import SFTConfig, load_config
 
-    config = load_config(SFTConfig, args.config, overrides_of(args, STAGE_FLAGS))
-    stage = open_stage(args, config, load_data, RESULTS, inject=args.condition == "mul_tokens")
+    config = load_config(SFTConfig, args.config, overrides_of(args, training.STAGE_FLAGS))
+    inject = args.condition == "mul_tokens"
+    stage = training.open_stage(args, config, load_data, RESULTS, inject=inject)
     if stage.workspace.finished:
         print(f"{args.output_dir} is already finished{stage.workspace.note}")
         return 0
-    results = run_stage(stage)
+    results = training.run_stage(stage)
     if results:
-        print(stage_summary(results, args.output_dir, RESULTS))
+        print(training.stage_summary(results, args.output_dir, RESULTS))
     return 0
 
 

@@ -52,3 +52,20 @@ def test_a_door_loads_nothing_until_it_is_used():
     code = f"import sys, {rooms}; print([n for n in ('torch', 'pydantic') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("proof", ["base_proof", "tokenizer_proof", "gguf_proof", "nanogpt_proof"])
+def test_a_proof_reads_no_rule_from_what_it_proves(proof):
+    """Our exporter and its proof once read the same filtered tensors, and agreed."""
+    room, files = PACKAGE / "checkpoints", set()
+    waiting = [room / f"{proof}.py"]
+    while waiting:
+        file = waiting.pop()
+        files.add(file)
+        near = {m for m, _ in imports(file) if m.startswith("domain_tokens.checkpoints.")}
+        found = [room / f"{module.rpartition('.')[2]}.py" for module in near]
+        waiting += [file for file in found if file not in files and file.name != "folder.py"]
+    names = {file.stem for file in files}
+    assert not names & {"base", "gguf", "nanogpt", "fact_rows"}, names
+    for file in files - {room / "hashes.py"}:
+        assert "domain_tokens.vocabulary" not in {module for module, _ in imports(file)}, file

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from domain_tokens.checkpoints.account import Account, fail
+from domain_tokens.checkpoints.account import FACT_NOISE, FACT_PAIRS, Account, Rows, fail, rows_of
 from domain_tokens.checkpoints.folder import load_tokenizer
 from domain_tokens.checkpoints.tokenizer_proof import (
     check_ends,
@@ -20,7 +20,6 @@ from domain_tokens.checkpoints.tokenizer_proof import (
 )
 from domain_tokens.errors import UserError
 from domain_tokens.runs import read_json
-from domain_tokens.vocabulary import FACT_PAIRS, NOISE_SCALE, Layout, layout_of
 
 EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "embed_in.weight", "word_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "lm_head.bias")
@@ -91,7 +90,7 @@ def is_mask(name: str, tensor: torch.Tensor) -> bool:
 
 
 def prove_weights(
-    source: Path, written: Path, *, layout: Layout, spellings: list[list[int]], seed: int
+    source: Path, written: Path, *, layout: Rows, spellings: list[list[int]], seed: int
 ) -> Account:
     """Compare the source's tensors with the written folder's, each once and by value.
 
@@ -140,7 +139,7 @@ def prove_rows(
     saved: dict[str, torch.Tensor],
     extended: dict[str, int],
     *,
-    layout: Layout,
+    layout: Rows,
     spellings: list[list[int]],
     seed: int,
 ) -> None:
@@ -157,8 +156,8 @@ def prove_rows(
             fail(f"{name} has {len(matrix)} rows, the tokenizer {layout.total} tokens")
         base = matrix[: layout.base_size].double()
         noise = torch.randn((len(FACT_PAIRS), matrix.shape[1]), generator=generator).double()
-        scale = NOISE_SCALE * base.std(dim=0)
-        for row in range(extended[name], layout.padded_size):
+        scale = FACT_NOISE * base.std(dim=0)
+        for row in range(extended[name], layout.first_fact_id):
             _refuse_other_row(name, row, matrix[row], base.mean(dim=0))
         for number, ids in enumerate(spellings):
             row = layout.first_fact_id + number
@@ -275,7 +274,7 @@ def prove_folder(
 ) -> dict[str, Any]:
     """Prove a folder that was made from a folder; return what was compared, for the results."""
     tokenizer = load_tokenizer(written)
-    layout = layout_of(tokenizer)
+    layout = rows_of(tokenizer)
     weights = prove_weights(
         source,
         written,

@@ -1,10 +1,12 @@
-"""Import a GGUF file through transformers, put right where its reader is known to be wrong."""
+"""Import a GGUF file through transformers, put right where its reader is known to be wrong.
+
+What the metadata mean is read here again, not where the proof reads it (design §2, rule 12).
+"""
 
 from typing import Any
 
 from domain_tokens.checkpoints.folder import quiet_transformers, refuse_disagreement, short_error
-from domain_tokens.checkpoints.gguf_forward import GgufFile, Shape, shape_of
-from domain_tokens.checkpoints.gguf_tokens import adds_bos
+from domain_tokens.checkpoints.gguf_forward import GgufFile
 from domain_tokens.errors import UserError
 
 # `tokenizer.ggml.pre` -> kind of splitter. Only those whose rules are written out here.
@@ -73,7 +75,7 @@ def load_gguf_tokenizer(file: GgufFile) -> Any:
     names = (("eos", "eos"), ("bos", "bos"), ("unk", "unknown"), ("pad", "padding"))
     found = {n: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for n, key in names}
     special = {f"{n}_token": tokens[i] for n, i in found.items() if i is not None}
-    if adds_bos(file, kind):
+    if special.get("bos_token") and _begins_with_bos(file, kind):
         backend.post_processor = processors.TemplateProcessing(
             single=f"{special['bos_token']} $A",
             special_tokens=[(special["bos_token"], found["bos"])],
@@ -110,7 +112,7 @@ def load_gguf_model(file: GgufFile) -> Any:
     place: dict[str, Any] = {"gguf_file": file.path.name, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(file.path.parent, **place)
-        for key, value in _unread(config.model_type, shape_of(file)).items():
+        for key, value in _unread(config.model_type, file).items():
             setattr(config, key, value)
         for key in ("_model_name_or_path", "feed_forward_length", "n_ctx"):
             vars(config).pop(key, None)  # the file's title, and names that GPT-2 does not read
@@ -136,11 +138,22 @@ def load_gguf_model(file: GgufFile) -> Any:
     return model
 
 
-def _unread(kind: str, shape: Shape) -> dict[str, Any]:
+def _begins_with_bos(file: GgufFile, kind: str) -> bool:
+    """Return what the file says; one that says nothing has it in Llama 3's kind only."""
+    return bool(file.metadata.get("tokenizer.ggml.add_bos_token", kind == "llama3"))
+
+
+def _unread(kind: str, file: GgufFile) -> dict[str, Any]:
     """Return what the file says and transformers 5.23 leaves at its own default."""
     if kind == "gpt2":
-        return {"n_positions": shape.context, "n_inner": shape.hidden}
-    keys: dict[str, Any] = {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
+        context, inner = file.get("context_length"), file.get("feed_forward_length")
+        return {"n_positions": context, "n_inner": inner}
+    heads = file.get("attention.head_count")
+    size = file.get("attention.key_length") or file.get("rope.dimension_count")
+    keys: dict[str, Any] = {
+        "num_key_value_heads": file.get("attention.head_count_kv", heads),
+        "head_dim": size or file.get("embedding_length") // heads,
+    }
     if kind == "qwen2":
         del keys["head_dim"]
     return keys if kind == "llama" else {**keys, "sliding_window": None}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from domain_tokens.checkpoints.account import Account, fail
+from domain_tokens.checkpoints.account import Account, Rows, fail, rows_of
 from domain_tokens.checkpoints.base_proof import (
     FREE_KEYS,
     file_tensors,
@@ -31,7 +31,6 @@ from domain_tokens.checkpoints.tokenizer_proof import (
 )
 from domain_tokens.errors import UserError
 from domain_tokens.runs import read_json
-from domain_tokens.vocabulary import layout_of
 
 TOLERANCE = 1e-4  # largest difference of logits in fp32, as a part of the largest logit
 
@@ -193,7 +192,7 @@ def prove_logits(file: GgufFile, s: Shape, written: Path, *, seed: int = 0) -> f
     return difference
 
 
-def prove_tensors(file: GgufFile, s: Shape, written: Path, *, layout: Any, seed: int) -> Account:
+def prove_tensors(file: GgufFile, s: Shape, written: Path, *, layout: Rows, seed: int) -> Account:
     """Compare every tensor of the file with the written one, by names and layouts of its own."""
     account = Account()
     saved = dict(file_tensors(source_weight_files(written)))
@@ -310,7 +309,7 @@ def prove_gguf(
     """
     shape = shape_of(file)
     tokenizer = load_tokenizer(written)
-    layout = layout_of(tokenizer)
+    layout = rows_of(tokenizer)
     done = prove_tensors(file, shape, written, layout=layout, seed=seed)
     eos = int(tokenizer.eos_token_id or 0)
     done.config_keys = prove_gguf_config(file, shape, written, rows=layout.total, eos=eos)

@@ -5,10 +5,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.checkpoints.account import Account, fail
+from domain_tokens.checkpoints.account import FACT_PAIRS, Account, fail, rows_of
 from domain_tokens.errors import UserError
 from domain_tokens.runs import read_json
-from domain_tokens.vocabulary import FACT_PAIRS, layout_of
 
 
 def check_ends(config: dict[str, Any], *, rows: int, eos: int) -> None:
@@ -53,12 +52,12 @@ def prove_folder_tokenizer(source: Path, written: Path, tokenizer: Any, account:
     """
     from tokenizers import Tokenizer
 
-    layout = layout_of(tokenizer)
+    layout = rows_of(tokenizer)
     ours = read_json(written / "tokenizer.json")
     theirs = _source_tokenizer(source)
     plain, file = (Tokenizer.from_str(json.dumps(tree)) for tree in (theirs, ours))
-    known = {token: i for token, i in _vocabulary(ours).items() if i not in layout.reserved_ids}
-    wanted = {token: i for token, i in _vocabulary(theirs).items() if i not in layout.reserved_ids}
+    known = {token: i for token, i in _vocabulary(ours).items() if i < layout.base_size}
+    wanted = {token: i for token, i in _vocabulary(theirs).items() if i < layout.base_size}
     if known != wanted:
         token = min(known.items() ^ wanted.items())[0]
         fail(f"tokenizer.json has token {token!r} at {known.get(token)}, not {wanted.get(token)}")

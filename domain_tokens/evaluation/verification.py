@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens.checkpoints import load_tokenizer
+from domain_tokens.data import file_hashes, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.arithmetic import probes_fingerprint
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+from domain_tokens.evaluation.endpoints import cut_before_answer
 from domain_tokens.evaluation.fact_tokens import (
     facts_in_solution,
     facts_with_product,
@@ -28,9 +30,13 @@ from domain_tokens.evaluation.metrics import (
     derived_keys,
     gsm8k_metrics,
 )
+from domain_tokens.evaluation.probes import TABLE, TEMPLATES, probes
 from domain_tokens.evaluation.responses import LINES, Question, item_of, lines_file
+from domain_tokens.inference import Response
+from domain_tokens.prompts import Renderer
 from domain_tokens.runs import (
     SEAL,
+    ProbeSection,
     check_seal,
     file_digest,
     format_versions,
@@ -38,6 +44,7 @@ from domain_tokens.runs import (
     read_lines,
     read_sealed,
 )
+from domain_tokens.vocabulary import layout_of
 
 Item = dict[str, Any]
 
@@ -147,9 +154,6 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
 
 
 def _verify_probes(path: Path, items: Sequence[Item], card: dict[str, Any]) -> None:
-    from domain_tokens.evaluation.probes import probes
-    from domain_tokens.runs import ProbeSection
-
     settings = {k: v for k, v in card["decode"].items() if k in ProbeSection.model_fields}
     chosen = list(probes(ProbeSection.model_validate(settings)))
     if probes_fingerprint(chosen) != card["data"]["probes"]:
@@ -164,8 +168,6 @@ def _verify_probes(path: Path, items: Sequence[Item], card: dict[str, Any]) -> N
 
 def _verify_scores(results: Path, lines: Sequence[Item]) -> None:
     """Check A1's lines: every cell in every wording, each value from its two logs."""
-    from domain_tokens.evaluation.probes import TABLE, TEMPLATES
-
     path = lines_file(results.parent, "arithmetic", "scores")
     cells = [(a, b, template) for a, b in TABLE for template in TEMPLATES]
     if [(line["a"], line["b"], line["template"]) for line in lines] != cells:
@@ -198,8 +200,6 @@ def _verify_rationales(
 
 def subject_of(folder: Path) -> LoadedCheckpoint:
     """Load what decodes a checkpoint's tokens, without its model."""
-    from domain_tokens.vocabulary import layout_of
-
     tokenizer = load_tokenizer(folder)
     return LoadedCheckpoint(folder, None, tokenizer, layout_of(tokenizer), "fp32")
 
@@ -210,10 +210,6 @@ def verify_tokens(results: Path, folder: Path) -> str:
     That is each item's response, fact spans, counts of reserved tokens and prompt hash, and for
     GSM8K the forced cuts of its rationales. Raises UserError at the first that differs.
     """
-    from domain_tokens.evaluation.endpoints import cut_before_answer
-    from domain_tokens.inference import Response
-    from domain_tokens.prompts import Renderer
-
     tree = read_sealed(results)
     if "items" not in tree:
         return "not checked: written by a version that kept too little"
@@ -253,8 +249,6 @@ def verify_data(results: Path, folder: Path) -> str:
 
     Raises UserError at the first item that is not that of the data.
     """
-    from domain_tokens.data import file_hashes, load_problems
-
     tree = read_sealed(results)
     card = tree["card"]
     reading = card.get("reading")

@@ -46,7 +46,7 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return [B, T, H, D]: every token attends within its document, or as `attend` says.
 
-    query: [B, H, T, D], key and value: [B, H or fewer, T, D]; starts and longest as `documents`
+    query: [B, H, T, D], key and value: [B, H or fewer, T, D]; starts and longest as `cu_seqlens_of`
     gives them. With attend, B is 1.
     """
     assert attention_mask is None

@@ -149,6 +149,39 @@ def _refuse_other_injection(workspace: Workspace, *, inject: bool) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a stage trains and on what, loaded and found fit; began: how its fact rows began."""
+
+    model: Any
+    tokenizer: Any
+    data: "Prepared"
+    plan: Any
+    began: dict[str, Any]
+
+
+def _load(stage: OpenStage) -> _Loaded:
+    """Load the parent, render the data, plan the steps; refuse what cannot be trained."""
+    import torch
+    from transformers import set_seed
+
+    from domain_tokens.checkpoints import begin_fact_rows
+    from domain_tokens.training.preflight import refuse_unfit_to_train
+    from domain_tokens.training.step_plan import plan_steps
+
+    settings, parent = stage.config.training, Path(stage.args.model_path)
+    set_seed(settings.seed)
+    tokenizer = load_tokenizer(parent)
+    model = load_model(parent, dtype=torch.float32)
+    refuse_unfit_to_train(model, tokenizer, settings, parent)
+    began = begin_fact_rows(model, tokenizer, parent, seed=settings.seed)
+    renderer = _renderer(stage, tokenizer)
+    data = prepare_stage(stage.args, stage.config, stage.load, renderer, inject=stage.inject)
+    _refuse_without_facts(stage, data)
+    plan = plan_steps(data.train, settings, processes=world_size())
+    return _Loaded(model, tokenizer, data, plan, began)
+
+
 def run_stage(stage: OpenStage) -> dict[str, Any] | None:
     """Render, train, evaluate once after the last step, save; return the results.
 
@@ -156,68 +189,56 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
     all, so that a folder that has it is finished. With --dry-run nothing is trained or written, and
     there are no results.
     """
-    import torch
-    from transformers import set_seed
-
-    from domain_tokens.checkpoints import begin_fact_rows, fact_rows_in_words
+    from domain_tokens.checkpoints import fact_rows_in_words
     from domain_tokens.runs import refuse_not_json, shown_example
     from domain_tokens.training.dry_run import dry_run_estimate
-    from domain_tokens.training.loss import evaluate_loss
-    from domain_tokens.training.preflight import (
-        refuse_unfit_to_train,
-        refuse_useless,
-        refuse_without_room,
-        refuse_zero_rates,
-        weights_digest,
-    )
-    from domain_tokens.training.step_plan import plan_steps
-    from domain_tokens.training.trainer import train
+    from domain_tokens.training.preflight import refuse_without_room, refuse_zero_rates
 
-    args, config, workspace = stage.args, stage.config, stage.workspace
-    settings = config.training
-    set_seed(settings.seed)
-    parent_folder = Path(args.model_path)
-    tokenizer = load_tokenizer(parent_folder)
-    model = load_model(parent_folder, dtype=torch.float32)
-    refuse_unfit_to_train(model, tokenizer, settings, parent_folder)
-    began = begin_fact_rows(model, tokenizer, parent_folder, seed=settings.seed)
-    data = prepare_stage(args, config, stage.load, _renderer(stage, tokenizer), inject=stage.inject)
-    _refuse_without_facts(stage, data)
-    plan = plan_steps(data.train, settings, processes=world_size())
-    print(f"{_announcement(data, plan, settings)}\n{fact_rows_in_words(began)}", flush=True)
+    loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
+    model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
+    print(f"{_announcement(data, plan, settings)}\n{fact_rows_in_words(loaded.began)}", flush=True)
     print(shown_example(tokenizer, data.train[plan.order[0]]), flush=True)
-    if args.dry_run:
+    if stage.args.dry_run:
         print(dry_run_estimate(model, data.train, plan, settings))
         return None
     refuse_zero_rates(plan, settings)
-    device, dtype = choose_device(settings.precision)
-    results = _results(stage, data, plan) | {"fact_rows": began}
+    results = _results(stage, data, plan) | {"fact_rows": loaded.began}
     card = _card(stage, data, results)
     if is_main_process():
-        refuse_without_room(
-            model, tokenizer, workspace, replaces=len(plan.steps) > settings.save_steps
-        )
+        replaces = len(plan.steps) > settings.save_steps
+        refuse_without_room(model, tokenizer, workspace, replaces=replaces)
         refuse_not_json(workspace.final, {"card": card, "results": results})
         workspace.begin(_planned(card, results), commit=card["code"]["commit"])
-    peak = peak_flops(device, dtype)
-    before = weights_digest(model)
-    tracking = with_run_name(config.tracking, workspace.final.name)
-    outcome = train(model, data.train, plan, settings, workspace.work, tracking=tracking)
-    refuse_useless(model, before)
-    scores = evaluate_loss(model, data.validation, settings)
-    results |= {
+    results |= _trained(stage, loaded)
+    if is_main_process():
+        save_checkpoint(model, tokenizer, workspace.work)
+        _finish(workspace, data, card, results)
+    return results
+
+
+def _trained(stage: OpenStage, loaded: _Loaded) -> dict[str, Any]:
+    """Train the model in place and evaluate it; return what was measured."""
+    from domain_tokens.training.loss import evaluate_loss
+    from domain_tokens.training.preflight import refuse_useless, weights_digest
+    from domain_tokens.training.trainer import train
+
+    settings, workspace, plan = stage.config.training, stage.workspace, loaded.plan
+    device, dtype = choose_device(settings.precision)
+    peak, before = peak_flops(device, dtype), weights_digest(loaded.model)
+    tracking = with_run_name(stage.config.tracking, workspace.final.name)
+    outcome = train(
+        loaded.model, loaded.data.train, plan, settings, workspace.work, tracking=tracking
+    )
+    refuse_useless(loaded.model, before)
+    return {
         "train_loss": outcome.train_loss,
         "train_runtime": outcome.seconds,
         "train_samples_per_second": len(plan.order) / outcome.seconds,
         "tokens_per_second": sum(plan.tokens) / outcome.seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
         **_utilisation(outcome, peak, peak_flops(device, dtype)),
-        **scores,
+        **evaluate_loss(loaded.model, loaded.data.validation, settings),
     }
-    if is_main_process():
-        save_checkpoint(model, tokenizer, workspace.work)
-        _finish(workspace, data, card, results)
-    return results
 
 
 def _renderer(stage: OpenStage, tokenizer: Any) -> "Renderer":

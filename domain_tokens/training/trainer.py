@@ -57,7 +57,7 @@ class SFTTrainer(Trainer):
     """Trainer that takes planned micro-batches in order; loss is summed ÷ the step's supervised."""
 
     loss_is_scaled_for_ga = True
-    head: torch.nn.Linear | None = None  # see losses.without_head
+    head: torch.nn.Linear | None = None  # see modeling.without_head
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)  # ty: ignore[invalid-argument-type]
