@@ -1,4 +1,4 @@
-"""Greedy decoding of real questions: this repository beside HF generate, lm-eval and batching.
+"""Greedy decoding of real questions: this repository next to HF generate, lm-eval and batching.
 
 Each measurement is a process of its own; the peers alternate. Useful tokens (up to EOS) per second,
 ratios, peak memory, and how many responses equal the first peer's, token for token.

@@ -1,4 +1,4 @@
-"""Data preparation: rows/s and memory of this repository beside the seed's way, at growing sizes.
+"""Data preparation: rows/s and memory of this repository next to the seed's way, at growing sizes.
 
 Real chat rows are repeated under new ids until there are enough. Each measurement is a process of
 its own. ours: decontaminated, injected, tokenised, fingerprinted, written; again: the same data a

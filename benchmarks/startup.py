@@ -1,4 +1,4 @@
-"""How long each script takes to show its help, beside the imports that it would need to work.
+"""How long each script takes to show its help, next to the imports that it would need to work.
 
 Every call is a process of its own; the first round, which may read from a cold disk, is left out.
 """

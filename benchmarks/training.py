@@ -1,4 +1,4 @@
-"""Training throughput: this repository beside the seed's recipe, plain Trainer and TRL, same rows.
+"""Training throughput: this repository next to the seed's recipe, plain Trainer and TRL, same rows.
 
 Each measurement is a process of its own that trains the same rows twice and times the second pass;
 the peers alternate. Real tokens (no padding) per second, ratios, share of the machine's own GEMM

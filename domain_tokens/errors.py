@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input: says what was got, what was wanted and how to mend it; a script exits with 2."""
+    """Bad input: says what was got, what was wanted and how to fix it; a script exits with 2."""
 
 
 class StoppedError(Exception):

@@ -49,7 +49,7 @@ class Replicate:
 
     @property
     def arguments(self) -> list[str]:
-        """What the training scripts are told, beside their configs."""
+        """What the training scripts are told, next to their configs."""
         rate = self.learning_rate
         found = [] if self.seed is None else ["--seed", str(self.seed)]
         return found + ([] if rate is None else ["--set", f"training.learning_rate={rate!r}"])

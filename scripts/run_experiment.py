@@ -78,7 +78,7 @@ def call(command: Stage) -> bool:
             [*command.arguments, *(["--resume"] if going_on else [])]
         )
     if status:
-        raise UserError(f"{command.script} failed; mend what it says above and call this again")
+        raise UserError(f"{command.script} failed; fix what it says above and call this again")
     gc.collect()
     if not finished:
         print(f"[{time.perf_counter() - start:.1f} s]")

@@ -366,7 +366,7 @@ def test_any_text_can_be_read(text):
 @pytest.mark.shared_data
 def test_every_gsm8k_gold_parses():
     if not GSM8K.is_dir():
-        pytest.skip("no shared/data/gsm8k beside the checkout")
+        pytest.skip("no shared/data/gsm8k next to the checkout")
     rows = [
         json.loads(line)
         for split in ("train", "test")

@@ -244,7 +244,7 @@ CHAIN = {
 
 @pytest.mark.parametrize("change", CHAIN)
 def test_a_changed_link_is_caught_by_name(demo, capsys, change):
-    """A checkpoint was once trained from a parent that had been exported anew in between."""
+    """A checkpoint was once trained from a parent that had been exported again in between."""
     alter, named = CHAIN[change]
     alter(demo)
     status, faults = check(demo / "sft_gsm8k_mul_tokens", capsys)

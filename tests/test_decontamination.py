@@ -106,7 +106,7 @@ def test_every_turn_is_compared_and_every_drop_is_listed(role: str):
 
 
 @pytest.mark.shared_data
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the checkout")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data next to the checkout")
 def test_real_rows_load_and_planted_test_questions_are_found():
     train = load_problems(str(SHARED / "gsm8k"), split="train", limit=None, subset_seed=42)
     test = load_problems(str(SHARED / "gsm8k"), split="test", limit=None, subset_seed=42)
@@ -130,7 +130,7 @@ def test_real_rows_load_and_planted_test_questions_are_found():
 
 
 @pytest.mark.shared_data
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the checkout")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data next to the checkout")
 def test_three_training_problems_of_gsm8k_repeat_test_questions():
     train = load_problems(str(SHARED / "gsm8k"), split="train", limit=None, subset_seed=42).items
     test = load_problems(str(SHARED / "gsm8k"), split="test", limit=None, subset_seed=42).items

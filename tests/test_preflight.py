@@ -82,7 +82,7 @@ def test_a_disk_without_room_is_refused_and_one_with_it_is_not(
     tiny_model, tokenizer, tmp_path, monkeypatch, replaces
 ):
     numbers = sum(p.numel() for p in tiny_model.parameters())
-    # Final weights and a checkpoint; or two checkpoints, each with two moments beside the weights.
+    # Final weights and a checkpoint; or two checkpoints, each with two moments next to the weights.
     needed = 4 * numbers * (6 if replaces else 4) + TOKENIZER
     space = Workspace(tmp_path / "run", tmp_path / "run", "r.json", False, False, {})
     for free in (needed - 1, needed):

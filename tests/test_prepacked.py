@@ -58,7 +58,7 @@ def test_weights_come_back_after_an_error(model):
 
 
 def test_a_model_that_was_packed_for_good_stays_packed(model):
-    """Packing anew for every call left 0.4 GB of holes in the memory of a decoder of 135M."""
+    """Packing again for every call left 0.4 GB of holes in the memory of a decoder of 135M."""
     with torch.inference_mode():
         wanted = model(IDS).logits
     prepack_(model)
@@ -117,7 +117,7 @@ def _resident(name: str) -> int:
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
 def test_a_checkpoint_is_not_in_memory_twice(mapped, tmp_path):
-    """While weights were packed the file that they came from stayed in memory beside them, and the
+    """While weights were packed the file that they came from stayed in memory next to them, and the
     embedding was copied out of it: 2.05 instead of 1.5 GB for a model of 135M."""
     with torch.inference_mode():
         wanted = mapped(IDS).logits

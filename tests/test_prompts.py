@@ -349,7 +349,7 @@ def test_a_prompt_ends_without_a_space_and_takes_a_forced_start(tokenizer, plain
 
 
 @pytest.mark.shared_data
-@pytest.mark.skipif(not GSM8K.exists(), reason="real GSM8K is not beside the checkout")
+@pytest.mark.skipif(not GSM8K.exists(), reason="real GSM8K is not next to the checkout")
 def test_prefix_equals_prompt_for_every_gsm8k_row(tokenizer, plain, injecting):
     rows = [
         json.loads(line)

@@ -87,7 +87,7 @@ def test_extreme_integers_do_not_overflow():
 
 @pytest.mark.parametrize("which", ["gpt2", "llama"])
 def test_a_model_that_only_writes_greedily_has_no_packed_output_layer(which, tiny_model):
-    """The largest weight of a small model, 0.1 of its 0.6 GB, was packed beside the embedding."""
+    """The largest weight of a small model, 0.1 of its 0.6 GB, was packed next to the embedding."""
     model = tiny_model.eval() if which == "gpt2" else tiny_llama().eval()
     output = model.get_output_embeddings()
     hidden = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(3))

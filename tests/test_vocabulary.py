@@ -271,7 +271,7 @@ def test_importing_the_names_loads_no_torch():
 @pytest.mark.shared_data
 def test_package_holds_the_published_vocabulary():
     if not GPT2_FILES.is_dir():
-        pytest.skip("no shared/data/gpt2 beside the checkout")
+        pytest.skip("no shared/data/gpt2 next to the checkout")
     published = gpt2_tokenizer().__class__(
         vocab=str(GPT2_FILES / "vocab.json"), merges=str(GPT2_FILES / "merges.txt")
     )

@@ -60,7 +60,7 @@ def files_of(folder: Path) -> list[Path]:
         try:
             check(subject)
         except FaultError as fault:
-            raise UserError(f"{folder}: {fault}; mend that before it is published") from None
+            raise UserError(f"{folder}: {fault}; fix that before it is published") from None
     found = {path for pattern in SENT for path in folder.glob(pattern) if path.is_file()}
     return sorted(found)
 

@@ -89,7 +89,7 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
     }
 
 
-# --- what lies beside the evaluations -------------------------------------------------------------
+# --- what lies next to the evaluations ------------------------------------------------------------
 
 
 def _lineage(run: Run) -> Iterator[tuple[Path, dict[str, Any]]]:

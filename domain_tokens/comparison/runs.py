@@ -80,7 +80,9 @@ def load_run(folder: Path, *, condition: str | None) -> Run:
             )
     cards = [evaluation.card for evaluation in evaluations.values()]
     if len({card["weights"] for card in cards}) > 1:
-        raise UserError(f"{folder} mixes evaluations of two checkpoints; evaluate one of them anew")
+        raise UserError(
+            f"{folder} mixes evaluations of two checkpoints; evaluate one of them again"
+        )
     training = cards[0]["training"]
     seed = training["seed"] if training else cards[0]["seed"]
     return Run(folder, seed, evaluations)

@@ -248,7 +248,7 @@ def cache_key(identity: dict[str, Any]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where prepared data are kept: beside the caches of Hugging Face (HF_HOME)."""
+    """Return where prepared data are kept: next to the caches of Hugging Face (HF_HOME)."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "domain_tokens"

@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise UserError(f"cannot write {path}: {error.strerror}; mend that first") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; fix that first") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
