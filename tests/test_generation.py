@@ -46,7 +46,7 @@ def test_batched_greedy_equals_generate_one_by_one(which, request):
         assert response.stop == ("eos" if ended else "length")
 
 
-def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
+def test_right_drafts_save_passes_and_change_nothing(model, monkeypatch):
     """A rambling model repeats itself, and a packed step reads several of its tokens at once."""
     passes = []
     monkeypatch.setattr(
@@ -60,7 +60,7 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
         return generate(model, prompts(), eos_id=-1, max_new_tokens=60, batch_size=7), len(passes)
 
     found, fewer = run()
-    monkeypatch.setattr(PromptLookup, "guess", lambda self, most: [])
+    monkeypatch.setattr(PromptLookup, "draft", lambda self, max_tokens: [])
     plainly, all_of_them = run()
     assert found == plainly
     assert all_of_them == 59

@@ -84,7 +84,7 @@ class Backend(ABC):
 
     def free(self, slot: int, last: int, length: int) -> None:
         """Free a slot; the last active slot's tokens, so many, move there."""
-        self._cache.close(slot, last, length)
+        self._cache.free(slot, last, length)
 
 
 class SlotBackend(Backend):
@@ -112,7 +112,7 @@ class SlotBackend(Backend):
         max_seqlen = int(lengths.max())
 
         def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
-            self._cache.put(layer, k, v)
+            self._cache.write(layer, k, v)
             return attend_within_documents(q, k, v, cu_seqlens, max_seqlen, scaling)
 
         positions = positions.to(self._device)
@@ -127,7 +127,7 @@ class SlotBackend(Backend):
         counts = torch.tensor([len(read) for read in tokens])
         slot, positions = _packed_positions(counts, torch.tensor(cached))
         ids = torch.tensor([i for read in tokens for i in read], device=self._device)
-        self._cache.look_back(slot, positions)
+        self._cache.plan_attention(slot, positions)
         positions = positions.to(self._device)
         return self._forward(ids, positions, self._cache.attend, greedy=self._greedy)
 

@@ -118,7 +118,7 @@ class _Row:
 
     def draft(self) -> None:
         """Draft what comes after the newest token, not further than the row may go."""
-        self.draft_tokens = self._lookup.guess(self._max_new_tokens - len(self.written) - 1)
+        self.draft_tokens = self._lookup.draft(self._max_new_tokens - len(self.written) - 1)
 
     def accept(self, chosen: Sequence[int], eos_id: int) -> bool:
         """Write what was chosen after the newest token and right drafts; return whether to stop.
@@ -136,7 +136,7 @@ class _Row:
             if token != draft:
                 break
             accepted += 1
-        self._lookup.learn(len(self.draft_tokens), accepted)
+        self._lookup.adapt(len(self.draft_tokens), accepted)
         return False
 
 
