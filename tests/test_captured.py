@@ -54,7 +54,7 @@ def test_captured_passes_write_the_same(model, capture, size, sampling):
     wanted = run()
     capture()
     assert run() == wanted
-    assert 1 <= Again.recorded <= 6  # slots 9, 4 and 1, with and without guesses
+    assert 1 <= Again.recorded <= 6  # slots 9, 4 and 1, with and without drafts
 
 
 def test_filling_behind_the_last_position_is_harmless(model, capture):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain_tokens.errors import UserError
-from domain_tokens.inference.decoder import PROMPT_ROUND, ROUND, _Decoder, generate
+from domain_tokens.inference.backends import DECODE_TOKEN_MULTIPLE, PREFILL_TOKEN_MULTIPLE
+from domain_tokens.inference.decoder import _Scheduler, generate
 from domain_tokens.inference.forward import PackedForward
 from domain_tokens.inference.prompt_lookup import PromptLookup
 from domain_tokens.inference.sampling import Sampling, _sample
@@ -45,13 +46,13 @@ def test_batched_greedy_equals_generate_one_by_one(which, request):
         assert response.stop == ("eos" if ended else "length")
 
 
-def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
+def test_right_drafts_save_passes_and_change_nothing(model, monkeypatch):
     """A rambling model repeats itself, and a packed step reads several of its tokens at once."""
     passes = []
     monkeypatch.setattr(
-        _Decoder,
-        "_step",
-        lambda self, step=_Decoder._step: passes.append(1) or step(self),
+        _Scheduler,
+        "_decode",
+        lambda self, step=_Scheduler._decode: passes.append(1) or step(self),
     )
 
     def run():
@@ -59,7 +60,7 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
         return generate(model, prompts(), eos_id=-1, max_new_tokens=60, batch_size=7), len(passes)
 
     found, fewer = run()
-    monkeypatch.setattr(PromptLookup, "guess", lambda self, most: [])
+    monkeypatch.setattr(PromptLookup, "draft", lambda self, max_tokens: [])
     plainly, all_of_them = run()
     assert found == plainly
     assert all_of_them == 59
@@ -69,7 +70,7 @@ def test_right_guesses_save_passes_and_change_nothing(model, monkeypatch):
 def test_passes_have_few_different_sizes(model, monkeypatch):
     """oneDNN compiles its products anew for each number of tokens and keeps them, 0.6 MB a layer:
     the memory of a decoder grew with the questions that it had answered."""
-    plant(monkeypatch, "domain_tokens.inference.decoder.FEW", 12)
+    plant(monkeypatch, "domain_tokens.inference.decoder.MAX_DRAFTING_ROWS", 12)
     prompted, many, few = [], [], []
 
     def read(self, ids, *args, keep=None, call=PackedForward.__call__, **words):
@@ -77,20 +78,21 @@ def test_passes_have_few_different_sizes(model, monkeypatch):
             prompted.append(len(ids))
         return call(self, ids, *args, keep=keep, **words)
 
-    def step(self, call=_Decoder._step):
+    def step(self, call=_Scheduler._decode):
         rows = len(self._rows)
-        (many if rows > 12 else few).append((rows, rows + sum(len(r.guessed) for r in self._rows)))
+        read = rows + sum(len(row.draft_tokens) for row in self._rows)
+        (many if rows > 12 else few).append((rows, read))
         return call(self)
 
     monkeypatch.setattr(PackedForward, "__call__", read)
-    monkeypatch.setattr(_Decoder, "_step", step)
+    monkeypatch.setattr(_Scheduler, "_decode", step)
     for size in (20, 12):
         generate(model, prompts(size), eos_id=-1, max_new_tokens=80, batch_size=size)
-    assert {size % PROMPT_ROUND for size in prompted} == {0}
+    assert {size % PREFILL_TOKEN_MULTIPLE for size in prompted} == {0}
     assert any(read > rows for rows, read in many)
-    assert all(read <= rows + -rows % ROUND for rows, read in many)
-    long = [read for rows, read in few if read >= 2 * ROUND]
-    assert {read % ROUND for read in long} == {0}
+    assert all(read <= rows + -rows % DECODE_TOKEN_MULTIPLE for rows, read in many)
+    long = [read for rows, read in few if read >= 2 * DECODE_TOKEN_MULTIPLE]
+    assert {read % DECODE_TOKEN_MULTIPLE for read in long} == {0}
 
 
 def test_a_model_that_cannot_read_packed_tokens_writes_the_same(model, monkeypatch):

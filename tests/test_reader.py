@@ -50,7 +50,7 @@ def test_half_precision_and_other_architectures_read_alike(model, monkeypatch):
 
 @pytest.mark.parametrize(("heads", "shared", "size"), [(2, 1, 8), (3, 3, 64), (1, 4, 20)])
 def test_pages_are_attended_to_as_slots_are(heads, shared, size, tiny_model):
-    """Several tokens of a slot in one pass, slots that end and give up their pages, long rows."""
+    """Several tokens of a slot in one pass, slots that end and free their pages, long rows."""
     noise = torch.Generator().manual_seed(heads)
     tiny_model.config.update({"n_head": heads * shared, "num_key_value_heads": heads})
     caches = PagedCache(3, 70, layers=2), SlotCache(tiny_model, 3, 70)
@@ -65,11 +65,11 @@ def test_pages_are_attended_to_as_slots_are(heads, shared, size, tiny_model):
         new = tokens(60, heads), tokens(60, heads)
         for cache in caches:
             cache.begin(slot, place)
-            cache.put(layer, *new)
+            cache.write(layer, *new)
     for counts in ([1, 1, 1], [3, 1, 2], [1, 16, 1], [2, 5]):
         if len(counts) < len(lengths):  # the second row ends: the third takes its slot
             for cache in caches:
-                cache.close(1, 2, lengths[2])
+                cache.free(1, 2, lengths[2])
             lengths = [lengths[0], lengths[2]]
         slot = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         place = torch.cat([n + torch.arange(c) for n, c in zip(lengths, counts, strict=True)])
@@ -78,7 +78,7 @@ def test_pages_are_attended_to_as_slots_are(heads, shared, size, tiny_model):
             new = tokens(total, heads * shared), tokens(total, heads), tokens(total, heads)
             found = []
             for cache in caches:
-                cache.look_back(slot, place)
+                cache.plan_attention(slot, place)
                 found.append(cache.attend(layer, *new, None))
             torch.testing.assert_close(*found, atol=2e-6, rtol=2e-5)
         lengths = [n + c for n, c in zip(lengths, counts, strict=True)]
@@ -90,13 +90,13 @@ def test_memory_is_taken_for_what_is_held_and_given_back():
     slot = torch.zeros(33, dtype=torch.long)
     cache.begin(slot, torch.arange(33))
     assert free - len(cache._free) == 2  # pages of 32
-    cache.put(0, torch.ones(33, 1, 8), torch.ones(33, 1, 8))
+    cache.write(0, torch.ones(33, 1, 8), torch.ones(33, 1, 8))
     cache.copy(0, 1, 33)
     assert free - len(cache._free) == 4
     assert set(cache._table[0, :2]).isdisjoint(cache._table[1, :2])
-    cache.close(0, 1, 33)
+    cache.free(0, 1, 33)
     assert free - len(cache._free) == 2
-    cache.close(0, 0, 33)
+    cache.free(0, 0, 33)
     assert len(cache._free) == free
 
 

@@ -24,7 +24,7 @@ WIDTH_MULTIPLE = 32  # tokens; slots read their cache up to the longest of them,
 
 @dataclass(frozen=True, slots=True)
 class SlotGroup:
-    """Neighbouring slots that attend together: R slots, n tokens, at most Q of one slot, W places.
+    """Neighbouring slots that attend together: R slots, n tokens, ≤ Q of one slot, W positions.
 
     row, offset: [n], where each token stands in [R, Q]; bias: [R, 1, S Q, W] for S query heads to
     a head of the cache, 0 where a token may look and -inf elsewhere.
@@ -47,8 +47,8 @@ def slot_groups(
 ) -> list[SlotGroup]:
     """Group slots 0, 1, … by what each has in the cache: lengths [A], on the CPU as all of these.
 
-    slot, offset: [N], each new token's slot and its place among that slot's new tokens (≥ 1 of
-    them), in the order of the slots. capacity: places of a slot.
+    slot, offset: [N], each new token's slot and its number among that slot's new tokens (≥ 1 of
+    them), in the order of the slots. capacity: positions of a slot.
     """
     device = model.device
     counts = slot.bincount()
@@ -62,15 +62,15 @@ def slot_groups(
         hidden = torch.arange(width) > last[:, None, :, None]
         bias = slot_bias(hidden, model)
         slots, tokens = slice(first, first + len(new)), slice(token, token + int(new.sum()))
-        places = (slot[tokens] - first, offset[tokens], bias)
-        on_device = (x.to(device, non_blocking=True) for x in places)
+        tensors = (slot[tokens] - first, offset[tokens], bias)
+        on_device = (x.to(device, non_blocking=True) for x in tensors)
         groups.append(SlotGroup(slots, tokens, *on_device))
         token = tokens.stop
     return groups
 
 
 def slot_bias(hidden: torch.Tensor, model: "PreTrainedModel") -> torch.Tensor:
-    """Return a group's bias from which places [R, 1, Q, W] each of its tokens may not see.
+    """Return a group's bias from which positions [R, 1, Q, W] each of its tokens may not see.
 
     Made once a pass: a mask of truths is made into this again in each layer.
     """
@@ -92,21 +92,21 @@ def attend_to_slots(
     shared = heads // keys.shape[1]  # query heads for one head of the cache, which is read once
     parts = []
     for group in groups:
-        rows, _, most, width = group.bias.shape
-        most //= shared
-        if most == 1:  # one token of each slot, in their order
+        rows, _, max_tokens, width = group.bias.shape
+        max_tokens //= shared
+        if max_tokens == 1:  # one token of each slot, in their order
             laid_out = query[group.tokens]
         else:
-            laid_out = query.new_zeros(rows, heads, most, size)
+            laid_out = query.new_zeros(rows, heads, max_tokens, size)
             laid_out[group.row, :, group.offset] = query[group.tokens]
         found = scaled_dot_product_attention(
-            laid_out.reshape(rows, heads // shared, shared * most, size),
+            laid_out.reshape(rows, heads // shared, shared * max_tokens, size),
             keys[group.slots, :, :width],
             values[group.slots, :, :width],
             attn_mask=group.bias,
             scale=scaling,
-        ).view(rows, heads, most, size)
-        parts.append(found[:, :, 0] if most == 1 else found[group.row, :, group.offset])
+        ).view(rows, heads, max_tokens, size)
+        parts.append(found[:, :, 0] if max_tokens == 1 else found[group.row, :, group.offset])
     return torch.cat(parts)
 
 
@@ -120,40 +120,40 @@ class SlotCache:
     def __init__(self, model: "PreTrainedModel", slots: int, capacity: int):
         self._model, self._slots, self._capacity = model, slots, capacity
         self._layers: list[torch.Tensor] = []
-        self._slot = self._place = torch.empty(0)
+        self._slot = self._position = torch.empty(0)
         self._seen: tuple[int, int] | None = None
         self._groups: list[SlotGroup] = []
 
-    def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s place[i], both on the CPU."""
+    def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s position[i], both on the CPU."""
         device = self._model.device
-        self._slot, self._place, self._seen = slot.to(device), place.to(device), None
+        self._slot, self._position, self._seen = slot.to(device), position.to(device), None
 
-    def look_back(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+    def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
         """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
-        self.begin(slot, place)
+        self.begin(slot, position)
         counts = slot.bincount()
         first = counts.cumsum(0) - counts
         self._groups = slot_groups(
-            place[first],
+            position[first],
             slot,
             torch.arange(len(slot)) - first[slot],
             capacity=self._capacity,
             model=self._model,
         )
 
-    def lay_out(self, slot: torch.Tensor, place: torch.Tensor, groups: list[SlotGroup]) -> None:
-        """Begin a pass as `look_back` does, of tokens that were grouped already, on the device."""
-        self._slot, self._place, self._groups = slot, place, groups
+    def set_plan(self, slot: torch.Tensor, position: torch.Tensor, groups: list[SlotGroup]) -> None:
+        """Begin a pass of tokens that were grouped already, all on the device."""
+        self._slot, self._position, self._groups = slot, position, groups
 
-    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store a pass's keys and values, [N, K, D]."""
         if layer == len(self._layers):
             shape = (2, self._slots, key.shape[1], self._capacity, key.shape[2])
             self._layers.append(_zeros(shape, key))
         keys, values = self._layers[layer]
-        keys[self._slot, :, self._place] = key
-        values[self._slot, :, self._place] = value
+        keys[self._slot, :, self._position] = key
+        values[self._slot, :, self._position] = value
 
     def attend(
         self,
@@ -163,8 +163,8 @@ class SlotCache:
         value: torch.Tensor,
         scaling: float | None,
     ) -> torch.Tensor:
-        """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
-        self.put(layer, key, value)
+        """Store keys and values and attend to them, as `plan_attention` said: [N, H, D]."""
+        self.write(layer, key, value)
         return attend_to_slots(query, *self._layers[layer], self._groups, scaling)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -172,27 +172,27 @@ class SlotCache:
         for layer in self._layers:
             layer[:, target, :, :length] = layer[:, source, :, :length]
 
-    def close(self, slot: int, last: int, length: int) -> None:
-        """Give up what a slot holds; the last slot's tokens, so many, move there."""
+    def free(self, slot: int, last: int, length: int) -> None:
+        """Free a slot; the last slot's tokens, so many, move there."""
         if slot != last:
             self.copy(last, slot, length)
 
     # What transformers calls, where a model reads rows of its own.
 
-    def show(self, slots: int, places: int) -> None:
-        """Let the queries of the next pass look at so many slots and places."""
-        self._seen = slots, places
+    def show(self, slots: int, positions: int) -> None:
+        """Let the queries of the next pass look at so many slots and positions."""
+        self._seen = slots, positions
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values [B, K, T, D]; return those that the queries may attend to."""
-        self.put(layer, *(x.transpose(1, 2).flatten(0, 1) for x in (key, value)))
+        self.write(layer, *(x.transpose(1, 2).flatten(0, 1) for x in (key, value)))
         if self._seen is None:
             return key, value
-        slots, places = self._seen
+        slots, positions = self._seen
         keys, values = self._layers[layer]
-        return keys[:slots, :, :places], values[:slots, :, :places]
+        return keys[:slots, :, :positions], values[:slots, :, :positions]
 
     def get_seq_length(self, *args: Any) -> int:
         """Return what transformers asks for when it reads prompts: nothing was seen before."""
@@ -208,9 +208,9 @@ class SlotCache:
 
 
 class PagedCache:
-    """Keys and values in pages of a few places, for a CPU in fp32: only what is read is in memory.
+    """Keys and values in pages of a few positions, for a CPU in fp32: memory for what is read.
 
-    One tensor, [P pages, layers, keys and values, K, PAGE, D]; a page that was given up is the next
+    One tensor, [P pages, layers, keys and values, K, PAGE, D]; a page that was freed is the next
     to be taken (Kwon et al. 2023, PagedAttention).
     """
 
@@ -225,26 +225,26 @@ class PagedCache:
         self._pool = self._pages = self._offsets = torch.empty(0)
         self._first = self._known = np.zeros(0, np.int32)
 
-    def begin(self, slot: torch.Tensor, place: torch.Tensor) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s place[i]."""
+    def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
+        """Say where the next pass writes: its token i is slot[i]'s position[i]."""
         needed = np.zeros(len(self._counts), np.int64)
-        slots, places = slot.numpy(), place.numpy()
-        np.maximum.at(needed, slots, places // self._page + 1)
+        slots, pages = slot.numpy(), position.numpy() // self._page
+        np.maximum.at(needed, slots, pages + 1)
         for which in needed.nonzero()[0]:
             self._reserve(int(which), int(needed[which]))
-        self._pages = torch.from_numpy(self._table[slots, places // self._page]).long()
-        self._offsets = place % self._page
+        self._pages = torch.from_numpy(self._table[slots, pages]).long()
+        self._offsets = position % self._page
 
     def _reserve(self, slot: int, count: int) -> None:
         for number in range(self._counts[slot], count):
             self._table[slot, number] = self._free.pop()
         self._counts[slot] = max(self._counts[slot], count)
 
-    def look_back(self, slot: torch.Tensor, place: torch.Tensor) -> None:
+    def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
         """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
-        self.begin(slot, place)
+        self.begin(slot, position)
         self._first = np.concatenate([[0], slot.bincount().cumsum(0).numpy()]).astype(np.int32)
-        self._known = place.numpy()[self._first[:-1]].astype(np.int32)
+        self._known = position.numpy()[self._first[:-1]].astype(np.int32)
 
     def _have_pool(self, key: torch.Tensor) -> None:
         if not self._pool.numel():
@@ -252,7 +252,7 @@ class PagedCache:
             shape = (self._table.size, self._layers, 2, heads, self._page, size)
             self._pool = _zeros(shape, key)
 
-    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store a pass's keys and values, [N, K, D]."""
         self._have_pool(key)
         self._pool[self._pages, layer, 0, :, self._offsets] = key
@@ -266,7 +266,7 @@ class PagedCache:
         value: torch.Tensor,
         scaling: float | None,
     ) -> torch.Tensor:
-        """Store keys and values and attend to them, as `look_back` said: [N, H, D]."""
+        """Store keys and values and attend to them, as `plan_attention` said: [N, H, D]."""
         scale = np.float32(query.shape[-1] ** -0.5 if scaling is None else scaling)
         self._have_pool(key)
         q, k, v = (x.contiguous().numpy() for x in (query, key, value))
@@ -282,8 +282,8 @@ class PagedCache:
         theirs, ours = (torch.from_numpy(self._table[s, :count]).long() for s in (source, target))
         self._pool[ours] = self._pool[theirs]
 
-    def close(self, slot: int, last: int, length: int) -> None:
-        """Give up what a slot holds; the last slot's pages become its own."""
+    def free(self, slot: int, last: int, length: int) -> None:
+        """Free a slot; the last slot's pages become its own."""
         self._free += self._table[slot, : self._counts[slot]].tolist()[::-1]
         self._table[slot], self._counts[slot] = self._table[last], self._counts[last]
         self._counts[last] = 0
