@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     card = evaluation_card(args, subject, stage="arithmetic", decode=decode, data=data)
     output = Answers(args.output_dir, "arithmetic", evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
-        print(f"{output.results} is already finished")
+        print(f"{output.results} is already finished{output.note}")
         return 0
     questions = probe_questions(subject, chosen, forced_start=settings.forced_start)
     refuse_long_questions(subject, questions, settings.max_new_tokens)

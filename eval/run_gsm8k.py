@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     card = evaluation_card(args, subject, stage="gsm8k", decode=decode, data=data, reading=reading)
     output = Answers(args.output_dir, "gsm8k", evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
-        print(f"{output.results} is already finished")
+        print(f"{output.results} is already finished{output.note}")
         return 0
     questions = gsm8k_questions(subject, loaded.items)
     scored = {*golds, *settings.frequent_answers} if settings.rationales else ()
