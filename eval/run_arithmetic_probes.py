@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     card = evaluation.evaluation_card(args, subject, stage="arithmetic", decode=decode, data=data)
     output = evaluation.Answers(args.output_dir, "arithmetic", evaluation.evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
-        print(f"{output.results} is already finished")
+        print(f"{output.results} is already finished{output.note}")
         return 0
     questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
     evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens)

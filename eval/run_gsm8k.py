@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.evaluation_identity(card))
     if not output.open(resume=args.resume, overwrite=args.overwrite):
-        print(f"{output.results} is already finished")
+        print(f"{output.results} is already finished{output.note}")
         return 0
     questions = evaluation.gsm8k_questions(subject, loaded.items)
     scored = {*golds, *settings.frequent_answers} if settings.rationales else ()

@@ -1,5 +1,6 @@
 """What the two evaluations share: prompts in, items out, finished items kept over a kill."""
 
+import contextlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -14,15 +15,23 @@ from domain_tokens.evaluation.endpoints import sample_seed
 from domain_tokens.evaluation.fact_tokens import fact_spans, reserved_counts
 from domain_tokens.inference import GREEDY, Response, Sampling, generate
 from domain_tokens.runs import (
+    Found,
+    State,
+    Step,
     barrier,
+    code_identity,
+    decide,
     file_digest,
     gather_dict,
     hash_json,
     is_main_process,
     lock_output,
     make_folder,
+    other_code,
     process_rank,
     read_sealed,
+    refuse_changed,
+    refuse_file,
     sealed,
     share_of,
     write_json,
@@ -54,61 +63,120 @@ def lines_file(folder: Path, name: str, kind: str) -> Path:
     return folder / f"{name}_{kind}.jsonl"
 
 
+class PartialResponses:
+    """Responses as they end, one file per process: an identity, then a line per response."""
+
+    def __init__(self, folder: Path, name: str, identity: dict[str, Any]):
+        own = "" if is_main_process() else f".{process_rank()}"
+        self._folder = folder
+        self._pattern = f"{name}_items.partial*.jsonl"
+        self._own = folder / f"{name}_items.partial{own}.jsonl"
+        self._identity = identity
+
+    def files(self) -> list[Path]:
+        """Return the files of all processes that worked on an unfinished evaluation."""
+        return sorted(self._folder.glob(self._pattern))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the run that began them, of another run's file if there is one.
+
+        {} where it was cut off.
+        """
+        found = []
+        for path in self.files():
+            with path.open(encoding="utf-8") as file:
+                line = file.readline()
+            found.append(json.loads(line) if line.endswith("\n") and line.strip() else {})
+        return next((identity for identity in found if identity != self._identity), found[0])
+
+    def start(self, *, keep: bool) -> dict[str, Response]:
+        """Begin this process's file and return the responses of an earlier leg by item id.
+
+        All processes do so together. keep: use what is there; otherwise it is removed.
+        """
+        done: dict[str, Response] = {}
+        for file in self.files() if keep else []:
+            # A killed run can leave half a line behind the last newline.
+            lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
+            items = [json.loads(line) for line in lines]
+            done |= {item["id"]: Response(item["token_ids"], item["stop"]) for item in items}
+        barrier()
+        if not keep and is_main_process():
+            self.drop()
+        barrier()
+        lines = [self._identity]
+        lines += [{"id": i, "token_ids": r.token_ids, "stop": r.stop} for i, r in done.items()]
+        write_text(self._own, "".join(f"{json.dumps(line)}\n" for line in lines))
+        return done
+
+    def append(self, id: str, response: Response) -> None:
+        """Keep a finished response."""
+        with self._own.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": id, **asdict(response)}) + "\n")
+
+    def drop(self) -> None:
+        """Remove the files of all processes."""
+        for file in self.files():
+            file.unlink()
+
+
 class Answers:
     """The output of one evaluation in a folder that it may share with the other one.
 
-    Items are appended to `{name}_items.partial.jsonl` as they end and renamed when all are there;
-    the results JSON comes last.
+    What it may do there is decided in `runs.output_folder`. Its own are the partial responses and
+    the order at the end: items whole, then the results JSON, then the partial files go.
     """
+
+    note = ""  # what a reader of finished results should know
 
     def __init__(self, output_dir: str, name: str, identity: dict[str, Any]):
         self.folder = Path(output_dir)
         self.results = self.folder / f"{name}_results.json"
-        own = "" if is_main_process() else f".{process_rank()}"
-        self._partial = self.folder / f"{name}_items.partial{own}.jsonl"
+        self._partial = PartialResponses(self.folder, name, identity)
         self._lock = self.folder / f".{name}_lock"
         self._identity = identity
         self._name = name
+        self._keep = False  # what partial files hold is used
+        self._locked = False
+        self._state = State.EMPTY
 
     def open(self, *, resume: bool, overwrite: bool) -> bool:
         """Return whether there is work to do; raises UserError where the folder forbids it."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is a file; wanted a folder for the results")
-        known = ("gsm8k_", "arithmetic_", ".gsm8k_", ".arithmetic_")
-        if self.folder.exists():
-            foreign = [f.name for f in self.folder.iterdir() if not f.name.startswith(known)]
-            if foreign:
-                raise UserError(
-                    f"{self.folder} holds files of another kind ({sorted(foreign)[0]}); "
-                    "give an empty or a new --output-dir"
-                )
-        if self.results.exists() and not overwrite:
-            if resume:
-                self._refuse_another_run()
-                return False
-            raise UserError(f"{self.results} is already there; --overwrite replaces it")
-        if self._partials() and not (resume or overwrite):
-            raise UserError(
-                f"{self.folder} holds an unfinished {self._name} evaluation; "
-                "--resume continues it, --overwrite restarts it"
-            )
-        if not resume:
-            self._restart = True
-        return True
+        refuse_file(self.folder)
+        found = self._find()
+        step = decide(found, self._identity, resume=resume, overwrite=overwrite)
+        self._state, self._keep = found.state, step is Step.CONTINUE
+        if step is Step.NOTHING:
+            made_by = (read_sealed(self.results)["card"].get("code") or {}).get("tree")
+            self.note = other_code(made_by, code_identity()["tree"]) if made_by else ""
+            if is_main_process() and self._partial.files():  # killed after the results
+                with contextlib.suppress(UserError):  # or a process is replacing them
+                    lock_output(self._lock)
+                    self._tidy()
+        return step is not Step.NOTHING
 
-    _restart = False
-    _locked = False
+    def _find(self) -> Found:
+        identity: dict[str, Any] = {}
+        state, stranger = self._look()
+        if state is State.UNFINISHED:
+            identity = self._partial.identity()
+        elif state is State.FINISHED:
+            # A card of an older version has no hash of the whole model.
+            before = evaluation_identity(read_sealed(self.results)["card"])
+            identity = {key: value for key, value in before.items() if value is not None}
+        title = f"{self.folder} ({self._name})"
+        return Found(title, self.results.name, state, identity, _say_another_run, stranger)
 
-    def _refuse_another_run(self) -> None:
-        before = evaluation_identity(read_sealed(self.results)["card"])
-        # A card of an older version has no hash of the whole model.
-        known = [key for key in before if before[key] is not None]
-        differing = sorted(key for key in known if before[key] != self._identity[key])
-        if differing:
-            raise UserError(
-                f"{self.results} was made with another {differing[0]}; "
-                "give the same arguments, or --overwrite to start anew"
-            )
+    def _look(self) -> tuple[State, str]:
+        """Return the state of this evaluation, and the first file of another kind or ""."""
+        files = sorted(f.name for f in self.folder.iterdir()) if self.folder.exists() else []
+        known = tuple(f"{dot}{name}_" for name in LINES for dot in ("", "."))
+        for name in files:
+            if not name.startswith(known):
+                return State.FOREIGN, name
+        if self.results.name in files:
+            return State.FINISHED, ""
+        return (State.UNFINISHED if self._partial.files() else State.EMPTY), ""
 
     def begin(self) -> dict[str, Response]:
         """Make the folder and return the responses of an earlier leg by item id."""
@@ -116,42 +184,15 @@ class Answers:
             make_folder(self.folder)
             lock_output(self._lock)
             self._locked = True
+            refuse_changed(self.results, self._state, self._look()[0])
         barrier()
-        done: dict[str, Response] = {}
-        for partial in [] if self._restart else self._partials():
-            done |= self._read(partial)
-        barrier()
-        if self._restart and is_main_process():
-            for partial in self._partials():
-                partial.unlink()
-        barrier()
-        self._restart = False
-        header = [json.dumps(self._identity)]
-        kept = [
-            json.dumps({"id": i, "token_ids": r.token_ids, "stop": r.stop}) for i, r in done.items()
-        ]
-        write_text(self._partial, "".join(f"{line}\n" for line in header + kept))
+        done = self._partial.start(keep=self._keep)
+        self._keep = True
         return done
-
-    def _partials(self) -> list[Path]:
-        """Return the files of an unfinished evaluation, one per process that worked on it."""
-        return sorted(self.folder.glob(f"{self._name}_items.partial*.jsonl"))
-
-    def _read(self, partial: Path) -> dict[str, Response]:
-        lines = partial.read_text(encoding="utf-8").split("\n")
-        if not lines[0] or json.loads(lines[0]) != self._identity:
-            raise UserError(
-                f"{partial} was begun with another checkpoint, config, data or code; "
-                "give the same arguments, or --overwrite to restart"
-            )
-        # A killed run can leave half a line behind the last newline.
-        items = [json.loads(line) for line in lines[1:-1]]
-        return {item["id"]: Response(item["token_ids"], item["stop"]) for item in items}
 
     def append(self, id: str, response: Response) -> None:
         """Keep a finished response, so that a killed run need not decode it again."""
-        with self._partial.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": id, **asdict(response)}) + "\n")
+        self._partial.append(id, response)
 
     def finish(
         self,
@@ -162,28 +203,48 @@ class Answers:
     ) -> None:
         """Write items and what else there is per line, then the results with their SHA-256.
 
-        more: lines of further files by name. Each is there whole or not at all; the first process
-        writes.
+        more: lines of further files by name. All are written whole before the first one takes its
+        place, and old results go before their items do. The first process writes.
         """
         if not is_main_process():
             return
-        bound = {}
+        paths, bound = [], {}
         for kind, lines in {"items": items, **more}.items():
-            path = lines_file(self.folder, self._name, kind)
+            paths.append(lines_file(self.folder, self._name, kind))
             text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-            write_text(path, text)
-            bound[kind] = {
-                "file": path.name,
-                "sha256": file_digest(path),
-                "count": len(lines),
-            }
-        for kind in LINES[self._name]:
-            if kind not in bound:  # of results that are replaced
-                lines_file(self.folder, self._name, kind).unlink(missing_ok=True)
-        write_json(self.results, sealed({**results, **bound}))
-        for partial in self._partials():
-            partial.unlink()
-        self._lock.unlink()
+            write_text(_whole(paths[-1]), text)
+            sha256 = file_digest(_whole(paths[-1]))
+            bound[kind] = {"file": paths[-1].name, "sha256": sha256, "count": len(lines)}
+        write_json(_whole(self.results), sealed({**results, **bound}))
+        old = [self.results, *(lines_file(self.folder, self._name, k) for k in LINES[self._name])]
+        for path in old:  # killed from here on, --resume has all responses
+            path.unlink(missing_ok=True)
+        for path in [*paths, self.results]:
+            _whole(path).rename(path)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove partial files, the lock and what a killed write left; results are there."""
+        self._partial.drop()
+        for path in self.folder.glob(f".{self._name}_*"):
+            path.unlink()
+
+
+def _whole(path: Path) -> Path:
+    """Return where a file is written before it takes its place."""
+    return path.with_name(f".{path.name}.whole")
+
+
+def _say_another_run(found: Found, now: dict[str, Any], differing: list[str]) -> str:
+    if found.state is State.FINISHED:
+        return (
+            f"{found.title} was made with another {differing[0]}; "
+            "give the same arguments, or another --output-dir"
+        )
+    return (
+        f"{found.title} was begun with another checkpoint, config, data or code "
+        f"({differing[0]}); give the same arguments, or another --output-dir"
+    )
 
 
 def answer_questions(

@@ -50,10 +50,17 @@ from .files import umask as umask
 from .files import write_json as write_json
 from .files import write_text as write_text
 from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
+from .output_folder import Found as Found
+from .output_folder import State as State
+from .output_folder import Step as Step
 from .output_folder import Workspace as Workspace
+from .output_folder import decide as decide
 from .output_folder import lock_output as lock_output
 from .output_folder import make_folder as make_folder
 from .output_folder import open_workspace as open_workspace
+from .output_folder import other_code as other_code
+from .output_folder import refuse_changed as refuse_changed
+from .output_folder import refuse_file as refuse_file
 from .preflight import refuse_full_disk as refuse_full_disk
 from .preflight import refuse_not_json as refuse_not_json
 from .preflight import refuse_unwritable as refuse_unwritable
@@ -76,6 +83,7 @@ __all__ = [
     "UNFINISHED_MARKER",
     "AnalysisPlan",
     "DataSection",
+    "Found",
     "GSM8KEvalConfig",
     "GSM8KSection",
     "ModelSection",
@@ -85,6 +93,8 @@ __all__ = [
     "ProbeEvalConfig",
     "ProbeSection",
     "SFTConfig",
+    "State",
+    "Step",
     "TrackingSection",
     "TrainingSection",
     "Workspace",
@@ -96,6 +106,7 @@ __all__ = [
     "choose_device",
     "code_hash",
     "code_identity",
+    "decide",
     "file_digest",
     "format_versions",
     "gather_dict",
@@ -111,6 +122,7 @@ __all__ = [
     "lock_output",
     "make_folder",
     "open_workspace",
+    "other_code",
     "overrides_of",
     "peak_flops",
     "peak_memory_bytes",
@@ -119,6 +131,8 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_sealed",
+    "refuse_changed",
+    "refuse_file",
     "refuse_full_disk",
     "refuse_not_json",
     "refuse_unwritable",

@@ -1,7 +1,9 @@
-"""What an output folder may hold before, during and after a run."""
+"""What an output may hold before, during and after a run: one table for stages and evaluations."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ _held: list[FileLock] = []
 
 
 def lock_output(path: Path) -> None:
-    """Take the lock of an output until `let_go` or the end of the process, however it ends.
+    """Take the lock of an output until `release_locks` or the end of the process, however it ends.
 
     Raises UserError where another process has it.
     """
@@ -40,12 +42,86 @@ def release_locks() -> None:
         _held.pop().release()
 
 
+class State(StrEnum):
+    """What stands where a run is to write."""
+
+    EMPTY = "empty"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+    FOREIGN = "foreign"
+
+
+class Step(StrEnum):
+    """What a run may do there."""
+
+    START = "start"
+    CONTINUE = "continue"
+    REPLACE = "replace"  # what is finished stays until the new results are whole
+    NOTHING = "nothing"  # it is already finished
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An output as it was found: how errors name it, its state, and what identifies its run.
+
+    stranger: the first file of another kind. identity: {} where no run has begun. say: the error
+    for another run's output, from this, the identity now and the keys that differ.
+    """
+
+    title: str
+    results_name: str
+    state: State
+    identity: dict
+    say: Callable[["Found", dict, list[str]], str]
+    stranger: str = ""
+
+
+def decide(found: Found, identity: dict, *, resume: bool, overwrite: bool) -> Step:
+    """Return what a run may do with an output (the table of design §4); nothing is touched.
+
+    A finished output is not refused for its code (`other_code` names it), nor for a key that was
+    not recorded when it was made. Raises UserError where the run may not begin.
+    """
+    match found.state:
+        case State.EMPTY:
+            return Step.START
+        case State.FOREIGN:
+            raise UserError(
+                f"{found.title} holds files of another kind ({found.stranger}); "
+                "give an empty or a new --output-dir"
+            )
+        case State.UNFINISHED:
+            if resume:
+                _refuse_another_run(found, found.identity, identity)
+                return Step.CONTINUE
+            if overwrite:
+                return Step.START
+            raise UserError(
+                f"{found.title} is unfinished; --resume continues it, --overwrite restarts it"
+            )
+    if overwrite:
+        return Step.REPLACE
+    if resume:
+        recorded = {key: value for key, value in found.identity.items() if key != "code"}
+        _refuse_another_run(found, recorded, _known(identity, recorded))
+        return Step.NOTHING
+    raise UserError(f"{found.title} already holds {found.results_name}; --overwrite replaces it")
+
+
+def refuse_changed(title: object, before: State, now: State) -> None:
+    """Raise UserError where an output is no longer what was decided on; asked under its lock."""
+    if now is not before:
+        raise UserError(
+            f"{title} was {before} and is {now}: another process wrote to it meanwhile; look at it"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """Where a run writes (work) and where it ends (final); they differ while one is replaced.
 
     resuming: files of an earlier leg are there. finished: nothing is left to do. note: what a
-    reader of a finished folder should know, or "".
+    reader of a finished folder should know, or "". found: the state of `final` that was decided on.
     """
 
     work: Path
@@ -55,6 +131,7 @@ class Workspace:
     finished: bool
     identity: dict
     note: str = ""
+    found: State = State.EMPTY
 
     def begin(self, planned: dict | None = None, *, commit: str | None = None) -> None:
         """Make the folder, lock it and mark it unfinished; called once all input was found good.
@@ -64,6 +141,7 @@ class Workspace:
         """
         make_folder(self.work)
         lock_output(self.work / LOCK)
+        refuse_changed(self.final, self.found, _look(self.final, self.results_name)[0])
         if self.resuming:
             before = read_json(self.work / UNFINISHED_MARKER).get(PLANNED) or {}
             for key in sorted(before.keys() & (planned or {}).keys()):
@@ -74,8 +152,6 @@ class Workspace:
                         "restore them to continue, or give a new --output-dir"
                     )
             return
-        if _state(self.work, self.results_name) not in ("empty", "unfinished"):
-            raise UserError(f"{self.work} was finished by another process meanwhile; look at it")
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -94,10 +170,7 @@ class Workspace:
             path.unlink()
         (self.work / UNFINISHED_MARKER).unlink()
         if self.work != self.final:
-            old = self.final.with_name(f".{self.final.name}.old")
-            self.final.rename(old)
-            self.work.rename(self.final)
-            shutil.rmtree(old)
+            _take_place(self.work, self.final)
 
 
 def make_folder(folder: Path) -> None:
@@ -111,71 +184,86 @@ def make_folder(folder: Path) -> None:
 def open_workspace(
     output_dir: str, results_name: str, identity: dict, *, resume: bool, overwrite: bool
 ) -> Workspace:
-    """Decide whether a run may start in a folder (the table of design §4).
+    """Decide whether a run may start in a folder; see `decide`.
 
-    Nothing is touched, but for a replacement that was killed while it took its place.
+    Nothing is touched, but for a run that was killed in its last steps: they are taken.
 
     identity: what must be the same for a resumed leg (config, seed, condition, parent, code).
-    A finished folder is not refused for its code, which `note` then names, nor for a key that was
-    not recorded when it was made. Raises UserError for a folder that is in use, of another kind, or
-    of another run.
+    Raises UserError for a folder that is in use, of another kind, or of another run.
     """
     final = Path(output_dir)
-    if final.exists() and not final.is_dir():
-        raise UserError(f"{final} is a file; wanted a folder for the results")
+    refuse_file(final)
     work = final.with_name(f".{final.name}.replacing")
     _finish_replacement(final, work, results_name)
-    state = _state(final, results_name)
-    if state == "foreign":
-        raise UserError(f"{final} holds files of another kind; give an empty or a new --output-dir")
-    work = work if state == "finished" else final
-    if state == "finished" and not overwrite:
-        if resume:
-            before = read_json(final / CARD_NAME)["identity"]
-            recorded = {key: before[key] for key in before if key != "code"}
-            _refuse_another_run(recorded, _known(identity, recorded), final)
-            note = _other_code(before, identity)
-            return Workspace(final, final, results_name, False, True, identity, note)
-        raise UserError(f"{final} already holds {results_name}; --overwrite replaces it")
-    if state == "unfinished" and not (resume or overwrite):
-        raise UserError(f"{final} is unfinished; --resume continues it, --overwrite restarts it")
-    resuming = state == "unfinished" and resume
-    if resuming:
-        _refuse_another_run(read_json(work / UNFINISHED_MARKER), identity, final)
-    space = Workspace(work, final, results_name, resuming, False, identity)
-    if resuming and (work / results_name).exists():  # killed between its last two steps
+    found = _find(final, results_name)
+    step = decide(found, identity, resume=resume, overwrite=overwrite)
+    if step is Step.NOTHING:
+        note = other_code(found.identity.get("code"), identity.get("code"))
+        return Workspace(final, final, results_name, False, True, identity, note)
+    place = work if step is Step.REPLACE else final
+    resuming = step is Step.CONTINUE
+    space = Workspace(place, final, results_name, resuming, False, identity, found=found.state)
+    if resuming and (final / results_name).exists():  # killed between its last two steps
         space.complete()
         return Workspace(final, final, results_name, False, True, identity)
     return space
 
 
+def refuse_file(folder: Path) -> None:
+    """Raise UserError where a file stands in the way of a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; wanted a folder for the results")
+
+
 def _finish_replacement(final: Path, work: Path, results_name: str) -> None:
     """Put things in order where a run was killed while its folder was being replaced."""
     old = final.with_name(f".{final.name}.old")
-    if not old.exists():
-        return
-    if not final.exists():
-        whole = (work / results_name).exists() and not (work / UNFINISHED_MARKER).exists()
-        (work if whole else old).rename(final)
+    whole = (work / results_name).exists() and not (work / UNFINISHED_MARKER).exists()
     if old.exists():
-        shutil.rmtree(old)
+        if not final.exists():
+            (work if whole else old).rename(final)
+        if old.exists():
+            shutil.rmtree(old)
+    elif whole and final.exists():
+        _take_place(work, final)
 
 
-def _state(folder: Path, results_name: str) -> str:
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return "empty"  # but for a lock, or what a write that was killed left
-    if (folder / UNFINISHED_MARKER).exists():
-        return "unfinished"
-    return "finished" if (folder / results_name).exists() else "foreign"
+def _take_place(work: Path, final: Path) -> None:
+    """Replace a finished folder by the new one; a kill in between is put in order later."""
+    old = final.with_name(f".{final.name}.old")
+    final.rename(old)
+    work.rename(final)
+    shutil.rmtree(old)
 
 
-def _other_code(before: dict, now: dict) -> str:
-    """Return what to say of the code that made a finished folder; "" where it is this one."""
-    if "code" not in now or before.get("code") == now["code"]:
+def _find(folder: Path, results_name: str) -> Found:
+    state, stranger = _look(folder, results_name)
+    identity = {}
+    if state is State.UNFINISHED:
+        identity = read_json(folder / UNFINISHED_MARKER)
+    elif state is State.FINISHED and (folder / CARD_NAME).exists():
+        identity = read_json(folder / CARD_NAME)["identity"]
+    return Found(str(folder), results_name, state, identity, _say_another_run, stranger)
+
+
+def _look(folder: Path, results_name: str) -> tuple[State, str]:
+    """Return the state of a folder, and the first file of another kind or ""."""
+    files = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    own = [name for name in files if not name.startswith(".")]
+    if not own:  # but for a lock, or what a write that was killed left
+        return State.EMPTY, ""
+    if UNFINISHED_MARKER in own:
+        return State.UNFINISHED, ""
+    return (State.FINISHED, "") if results_name in own else (State.FOREIGN, own[0])
+
+
+def other_code(before: str | None, now: str | None) -> str:
+    """Return what to say of the code that made a finished output; "" where it is this one."""
+    if now is None or before == now:
         return ""
-    if "code" not in before:
+    if before is None:
         return " (made before the code that trains was recorded)"
-    return f" (made by other code: {before['code'][:12]}, this is {now['code'][:12]})"
+    return f" (made by other code: {before[:12]}, this is {now[:12]})"
 
 
 def _known(now: dict, before: dict) -> dict:
@@ -197,21 +285,27 @@ def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _refuse_another_run(before: dict, now: dict, folder: Path) -> None:
+def _refuse_another_run(found: Found, before: dict, now: dict) -> None:
     one, other = _leaves(before), _leaves(now)
     keys = [k for k in sorted(one.keys() | other.keys()) if k.split(".")[0] not in EXTRA]
     differing = [key for key in keys if one.get(key) != other.get(key)]
-    arguments = [key for key in differing if key != "code"]
-    if arguments:
-        key = arguments[0]
-        raise UserError(
-            f"{folder} was made with {key} {one.get(key)!r}, now it is {other.get(key)!r}; "
+    if differing:
+        differing.sort(key=lambda key: key == "code")  # arguments are named before code
+        raise UserError(found.say(found, now, differing))
+
+
+def _say_another_run(found: Found, now: dict, differing: list[str]) -> str:
+    key = differing[0]
+    before, other = _leaves(found.identity).get(key), _leaves(now).get(key)
+    if key != "code":
+        return (
+            f"{found.title} was made with {key} {before!r}, now it is {other!r}; "
             "give the same arguments, or another --output-dir"
         )
-    if differing:
-        where = f" (commit {before[COMMIT][:12]})" if before.get(COMMIT) else ""
-        raise UserError(
-            f"{folder} was begun by other code{where}: what decides data and training is "
-            f"{str(one.get('code'))[:12]}, now it is {str(other.get('code'))[:12]}; go back to "
-            "that code to continue, or give another --output-dir"
-        )
+    commit = found.identity.get(COMMIT)
+    where = f" (commit {commit[:12]})" if commit else ""
+    return (
+        f"{found.title} was begun by other code{where}: what decides data and training is "
+        f"{str(before)[:12]}, now it is {str(other)[:12]}; go back to "
+        "that code to continue, or give another --output-dir"
+    )
