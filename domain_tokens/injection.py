@@ -26,7 +26,6 @@ _FACT = r"<MUL_[1-9]_[1-9]_[0-9]{1,2}>"
 _DIGIT = rf"(?:[0-9]|{_FACT})"  # where a number begins
 _FACT_TOKEN = re.compile("|".join(FACTS))
 _FACT_END = re.compile(rf"{_FACT}\Z")
-_LONGEST_TOKEN = max(map(len, FACTS))
 
 _PRODUCT = re.compile(
     r"(?P<first>[1-9])(?P<before>[ \t\u00a0]*+)(?P<operator>[*×·xX])"
