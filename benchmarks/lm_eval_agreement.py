@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     verify_folder(folder)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=torch.float32).eval()
-    subject = LoadedCheckpoint(folder, model, tokenizer, layout_of(tokenizer), "fp32")
+    subject = LoadedCheckpoint(folder, model, tokenizer, layout_of(tokenizer))
     loaded = load_problems(
         args.data, split="test", limit=args.max_samples, subset_seed=42, key="--data"
     )

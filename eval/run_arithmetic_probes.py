@@ -1,14 +1,16 @@
 """Evaluate a checkpoint on arithmetic probes: the table, two-digit products, additions."""
 
-import argparse
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens import evaluation, runs
 from domain_tokens.evaluation import probes
-from domain_tokens.runs import SEED, Parser, add_evaluation_arguments, overrides_of, run_script
+from domain_tokens.runs import SEED, Parser, run_script
+
+if TYPE_CHECKING:
+    from domain_tokens.evaluation import EvaluationRun
+    from domain_tokens.runs import ProbeEvalConfig
 
 EXAMPLE = (
     "uv run python eval/run_arithmetic_probes.py --model-path outputs/sft_gsm8k_baseline "
@@ -22,29 +24,30 @@ FLAGS = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> "EvaluationRun[ProbeEvalConfig]":
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--seed", type=SEED, help="which probes are sampled")
     parser.add_argument("--suite", choices=("seed", "full"), help="281 probes, or all there are")
-    add_evaluation_arguments(parser, "eval/configs/arithmetic_probes.yaml")
-    return parser.parse_args(argv)
+    default = "eval/configs/arithmetic_probes.yaml"
+    return evaluation.parse_evaluation(
+        parser, argv, runs.ProbeEvalConfig, default_config=default, flags=FLAGS
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Answer the probes, score them, write items and results."""
-    args = parse(argv)
-    config = runs.load_config(runs.ProbeEvalConfig, args.config, overrides_of(args, FLAGS))
-    settings = config.evaluation
+    run = parse(argv)
+    settings = run.config.evaluation
     subject = evaluation.load_for_evaluation(
-        Path(args.model_path), condition=args.condition, precision=settings.precision
+        run.model_path, condition=run.condition, precision=settings.precision
     )
     chosen = list(probes(settings))
     data = {"probes": evaluation.probes_fingerprint(chosen)}
     decode = {**settings.model_dump(), "greedy": True}
-    card = evaluation.evaluation_card(args, subject, stage="arithmetic", decode=decode, data=data)
-    output = evaluation.Answers(args.output_dir, "arithmetic", evaluation.evaluation_identity(card))
-    if not output.open(resume=args.resume, overwrite=args.overwrite):
+    card = evaluation.evaluation_card(run, subject, stage="arithmetic", decode=decode, data=data)
+    output = evaluation.Answers(run.output_dir, "arithmetic", evaluation.evaluation_identity(card))
+    if not output.open(resume=run.resume, overwrite=run.overwrite):
         print(f"{output.results} is already finished{output.note}")
         return 0
     questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
@@ -66,15 +69,15 @@ def main(argv: list[str] | None = None) -> int:
         items.append({**line, **evaluation.probe_verdicts(line["gold"], line["response"])})
     scores = evaluation.table_scores(subject, forced_start=settings.forced_start)
     shown: dict[str, Any] = {
-        "condition": args.condition,
-        "model_path": args.model_path,
+        "condition": run.condition,
+        "model_path": str(run.model_path),
         **evaluation.arithmetic_metrics(items, scores),
         **evaluation.decoding_speed(items, seconds),
     }
     output.finish(items, {"metrics": shown, "card": card}, more={"scores": scores})
     table = shown["category_accuracies"]["mul_table"]
     print(
-        f"probes {args.condition}: {shown['overall_accuracy']:.1%} of {len(items)}, "
+        f"probes {run.condition}: {shown['overall_accuracy']:.1%} of {len(items)}, "
         f"table {table['correct']}/{table['total']}; results in {output.results}"
     )
     return 0

@@ -1,19 +1,18 @@
 """Evaluate a checkpoint on GSM8K with greedy decoding."""
 
-import argparse
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens import evaluation, runs
 from domain_tokens.answers import refuse_unreadable
 from domain_tokens.data import Problem, load_problems
-from domain_tokens.runs import COUNT, Parser, add_evaluation_arguments, overrides_of, run_script
+from domain_tokens.runs import COUNT, Parser, run_script
 
 if TYPE_CHECKING:
-    from domain_tokens.evaluation import LoadedCheckpoint, Question
+    from domain_tokens.evaluation import EvaluationRun, LoadedCheckpoint, Question
     from domain_tokens.inference import Response
+    from domain_tokens.runs import GSM8KEvalConfig
 
 EXAMPLE = (
     "uv run python eval/run_gsm8k.py --model-path outputs/sft_gsm8k_baseline "
@@ -26,24 +25,24 @@ FLAGS = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> "EvaluationRun[GSM8KEvalConfig]":
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N items, by hash")
     parser.add_argument("--split", help="overrides data.split")
-    add_evaluation_arguments(parser, "eval/configs/gsm8k.yaml")
-    return parser.parse_args(argv)
+    return evaluation.parse_evaluation(
+        parser, argv, runs.GSM8KEvalConfig, default_config="eval/configs/gsm8k.yaml", flags=FLAGS
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Answer the questions, score them, write items and results."""
-    args = parse(argv)
-    config = runs.load_config(runs.GSM8KEvalConfig, args.config, overrides_of(args, FLAGS))
-    settings = config.evaluation
+    run = parse(argv)
+    config, settings = run.config, run.config.evaluation
     reading: dict[str, Any] = {
         "source": config.data.source,
         "split": config.data.split,
-        "limit": args.max_samples,
+        "limit": run.max_samples,
         "subset_seed": config.data.subset_seed,
     }
     loaded = load_problems(**reading)
@@ -53,15 +52,15 @@ def main(argv: list[str] | None = None) -> int:
         data["dropped"] = dict(loaded.dropped)
         print(*loaded.notes(), flush=True)
     subject = evaluation.load_for_evaluation(
-        Path(args.model_path), condition=args.condition, precision=settings.precision
+        run.model_path, condition=run.condition, precision=settings.precision
     )
-    seed = evaluation.resolved_rationale_seed(settings, subject.folder)
+    seed = evaluation.resolved_rationale_seed(settings, subject)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
     card = evaluation.evaluation_card(
-        args, subject, stage="gsm8k", decode=decode, data=data, reading=reading
+        run, subject, stage="gsm8k", decode=decode, data=data, reading=reading
     )
-    output = evaluation.Answers(args.output_dir, "gsm8k", evaluation.evaluation_identity(card))
-    if not output.open(resume=args.resume, overwrite=args.overwrite):
+    output = evaluation.Answers(run.output_dir, "gsm8k", evaluation.evaluation_identity(card))
+    if not output.open(resume=run.resume, overwrite=run.overwrite):
         print(f"{output.results} is already finished{output.note}")
         return 0
     questions = evaluation.gsm8k_questions(subject, loaded.items)
@@ -83,15 +82,15 @@ def main(argv: list[str] | None = None) -> int:
     rows = zip(loaded.items, questions, responses, scores, strict=True)
     items = [item(subject, *row) for row in rows]
     shown = {
-        "condition": args.condition,
-        "model_path": args.model_path,
+        "condition": run.condition,
+        "model_path": str(run.model_path),
         **evaluation.gsm8k_metrics(items, decode),
         **evaluation.decoding_speed(items, seconds),
     }
     results = {"metrics": shown, "examples": items[: evaluation.SHOWN], "card": card}
     output.finish(items, results, more={"rationales": rationales} if rationales else {})
     print(
-        f"GSM8K {args.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
+        f"GSM8K {run.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
         f"stop rate {shown['stop_rate']:.1%}; results in {output.results}"
     )
     return 0

@@ -1,10 +1,12 @@
 """Export a nanoGPT checkpoint as a base in Hugging Face format, and prove that it is the same."""
 
-import argparse
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from domain_tokens.errors import UserError
 from domain_tokens.runs import (
     CONDITIONS,
     SEED,
@@ -22,7 +24,21 @@ EXAMPLE = (
 RESULTS = "export_report.json"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+@dataclass(frozen=True, slots=True)
+class ExportRun:
+    """One export as it was asked for; activation: None for what is usual in such a file."""
+
+    checkpoint: Path
+    condition: str
+    activation: Literal["gelu", "gelu_pytorch_tanh"] | None
+    seed: int
+    output_dir: Path
+    command: str
+    resume: bool
+    overwrite: bool
+
+
+def parse(argv: list[str] | None) -> ExportRun:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="nanoGPT's ckpt.pt")
@@ -34,10 +50,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=SEED, default=42, help="of new fact rows")
     add_output_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    return ExportRun(
+        checkpoint=Path(args.checkpoint),
+        condition=args.condition,
+        activation=args.activation,
+        seed=args.seed,
+        output_dir=Path(args.output_dir),
+        command=args.command,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
 
 
-def export(args: argparse.Namespace, workspace: Workspace) -> dict:
+def export(run: ExportRun, workspace: Workspace) -> dict:
     """Convert, save, and prove from disk; raises UserError where the folder is another model.
 
     Whatever fails, what was written is removed; a finished folder that --overwrite was to replace
@@ -54,10 +80,11 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
     from domain_tokens.runs import hash_files
     from domain_tokens.vocabulary import gpt2_tokenizer
 
-    source = Path(args.checkpoint)
+    source = run.checkpoint
+    digest = hash_files([source]) if source.is_file() else None
     checkpoint = load_nanogpt(source)
-    activation = args.activation or checkpoint.usual_activation
-    said = "as given" if args.activation else f"usual with {checkpoint.kind}, not in the file"
+    activation = run.activation or checkpoint.usual_activation
+    said = "as given" if run.activation else f"usual with {checkpoint.kind}, not in the file"
     print(f"activation {activation} ({said})", flush=True)
     for note in checkpoint.notes:
         print(note, flush=True)
@@ -65,13 +92,15 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
     model = to_gpt2(checkpoint, activation=activation)
     workspace.begin()
     try:
-        made = extend_and_save(model, gpt2_tokenizer(), workspace, seed=args.seed)
-        proof = prove_export(source, workspace.work, activation=activation, seed=args.seed)
+        made = extend_and_save(model, gpt2_tokenizer(), workspace, seed=run.seed)
+        proof = prove_export(source, workspace.work, activation=activation, seed=run.seed)
+        if hash_files([source]) != digest:
+            raise UserError(f"{source} changed while it was read; start again")
     except BaseException:
         shutil.rmtree(workspace.work)
         raise
     made |= {
-        "checkpoint_sha256": hash_files([source]),
+        "checkpoint_sha256": digest,
         "checkpoint_kind": checkpoint.kind,
         "checkpoint_vocabulary": checkpoint.vocab_size,
         "activation": activation,
@@ -81,33 +110,33 @@ def export(args: argparse.Namespace, workspace: Workspace) -> dict:
     }
     finish_base(
         workspace,
-        condition=args.condition,
-        seed=args.seed,
-        source=args.checkpoint,
+        condition=run.condition,
+        seed=run.seed,
+        source=str(run.checkpoint),
         parent=None,
-        made={"command": args.command, **made},
+        made={"command": run.command, **made},
     )
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Export one checkpoint."""
-    args = parse(argv)
+    run = parse(argv)
     identity = {
-        "checkpoint": args.checkpoint,
-        "condition": args.condition,
-        "activation": args.activation,
-        "seed": args.seed,
+        "checkpoint": str(run.checkpoint),
+        "condition": run.condition,
+        "activation": run.activation,
+        "seed": run.seed,
     }
     workspace = open_workspace(
-        args.output_dir, RESULTS, identity, resume=args.resume, overwrite=args.overwrite
+        run.output_dir, RESULTS, identity, resume=run.resume, overwrite=run.overwrite
     )
     if workspace.finished:
-        print(f"{args.output_dir} is already finished")
+        print(f"{run.output_dir} is already finished")
         return 0
-    made = export(args, workspace)
+    made = export(run, workspace)
     print(
-        f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}, "
+        f"{run.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}, "
         f"{made['proof']['values_compared']:,} values equal, logits to "
         f"{made['largest_logit_difference']:.1e}"
     )

@@ -1,8 +1,8 @@
 """Make a base checkpoint: any causal LM, extended by the 45 fact tokens, with a run card."""
 
-import argparse
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,22 @@ RESULTS = "make_base_results.json"
 RANDOM = ("tiny", "gpt2-random")  # shapes with random weights
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+@dataclass(frozen=True, slots=True)
+class BaseRun:
+    """One base as it was asked for; config: how to pretrain it, None where that is not meant."""
+
+    source: str
+    tokenizer: str | None
+    condition: str
+    seed: int
+    config: "PretrainingConfig | None"
+    output_dir: Path
+    command: str
+    resume: bool
+    overwrite: bool
+
+
+def parse(argv: list[str] | None) -> BaseRun:
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument(
@@ -53,92 +68,98 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="override one key of the YAML, as in --set training.learning_rate=1e-3",
     )
     add_output_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    return BaseRun(
+        source=args.source,
+        tokenizer=args.tokenizer,
+        condition=args.condition,
+        seed=args.seed,
+        config=pretraining_config(args.source, args.overrides),
+        output_dir=Path(args.output_dir),
+        command=args.command,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
 
 
-def pretraining_config(args: argparse.Namespace) -> "PretrainingConfig | None":
+def pretraining_config(source: str, overrides: list[str]) -> "PretrainingConfig | None":
     """Return the config where the source is a YAML file, else None."""
-    if args.source.endswith((".yaml", ".yml")):
+    if source.endswith((".yaml", ".yml")):
         from domain_tokens.runs import PretrainingConfig, load_config
 
-        return load_config(PretrainingConfig, args.source, args.overrides)
-    if args.overrides:
-        raise UserError(f"--set {args.overrides[0]}: only a YAML file given as --from has keys")
+        return load_config(PretrainingConfig, source, overrides)
+    if overrides:
+        raise UserError(f"--set {overrides[0]}: only a YAML file given as --from has keys")
     return None
 
 
-def build(
-    args: argparse.Namespace,
-    config: "PretrainingConfig | None",
-    workspace: Workspace,
-    source: checkpoints.Source,
-) -> dict[str, Any]:
+def build(run: BaseRun, workspace: Workspace, source: checkpoints.Source) -> dict[str, Any]:
     """Make, extend, save and prove the model and its tokenizer; return what the run card says.
 
-    Everything that can refuse does so before the folder is touched, but for the proof of what was
-    written: a folder that fails it is removed.
+    The hashes of the source were taken before it was loaded, and are the same after the proof: so
+    they are of what was extended. Everything that can refuse does so before the folder is touched,
+    but for the proof of what was written: a folder that fails it is removed.
     """
     from domain_tokens.training import SHAPES, load_examples, new_model, pretrain
 
     checkpoints.quiet_transformers()
+    config, provenance = run.config, checkpoints.source_provenance(source)
     tokenizer = checkpoints.load_source_tokenizer(source)
     trained = None
     if source.model is None:
-        shape = SHAPES[args.source] if config is None else config.model
+        shape = SHAPES[run.source] if config is None else config.model
         examples = [] if config is None else load_examples(config, tokenizer)
-        model = new_model(shape, tokenizer, seed=args.seed)
+        model = new_model(shape, tokenizer, seed=run.seed)
     else:
         model = checkpoints.load_source_model(source)
     checkpoints.refuse_unusable(model, tokenizer)
     workspace.begin()
     if config is not None:
         trained = pretrain(model, examples, config, workspace.work)
-    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=args.seed)
+    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=run.seed)
     try:
-        proof = checkpoints.prove_base(source, workspace.work, seed=args.seed)
+        proof = checkpoints.prove_base(source, workspace.work, seed=run.seed)
+        checkpoints.refuse_changed_source(source, provenance)
     except UserError:
         shutil.rmtree(workspace.work)
         raise
-    return {**made, **checkpoints.source_provenance(source), "proof": proof, "pretraining": trained}
+    return {**made, **provenance, "proof": proof, "pretraining": trained}
 
 
-def finish(args: argparse.Namespace, workspace: Workspace, made: dict[str, Any]) -> None:
+def finish(
+    run: BaseRun, workspace: Workspace, source: checkpoints.Source, made: dict[str, Any]
+) -> None:
     """Write run card and results; a source folder is the parent."""
-    source = Path(args.source)
-    parent = checkpoints.parent_link(source) if source.is_dir() else None
     checkpoints.finish_base(
         workspace,
-        condition=args.condition,
-        seed=args.seed,
-        source=args.source,
-        parent=parent,
-        made={"command": args.command, **made},
+        condition=run.condition,
+        seed=run.seed,
+        source=run.source,
+        parent=source.parent,
+        made={"command": run.command, **made},
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make one base folder."""
-    args = parse(argv)
-    config = pretraining_config(args)
+    run = parse(argv)
     identity = {
-        "source": args.source,
-        "condition": args.condition,
-        "seed": args.seed,
-        "config": config and config.model_dump(),
+        "source": run.source,
+        "condition": run.condition,
+        "seed": run.seed,
+        "config": run.config and run.config.model_dump(),
     }
     workspace = open_workspace(
-        args.output_dir, RESULTS, identity, resume=args.resume, overwrite=args.overwrite
+        run.output_dir, RESULTS, identity, resume=run.resume, overwrite=run.overwrite
     )
     if workspace.finished:
-        print(f"{args.output_dir} is already finished")
+        print(f"{run.output_dir} is already finished")
         return 0
-    made_here = config is not None or args.source in RANDOM
-    source = checkpoints.resolve_source(None if made_here else args.source, args.tokenizer)
-    made = build(args, config, workspace, source)
-    finish(args, workspace, made)
-    print(
-        f"{args.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}"
-    )
+    made_here = run.config is not None or run.source in RANDOM
+    source = checkpoints.resolve_source(None if made_here else run.source, run.tokenizer)
+    made = build(run, workspace, source)
+    finish(run, workspace, source, made)
+    print(f"{run.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}")
     print(f"proof: {checkpoints.proof_in_words(made['proof'])}")
     return 0
 

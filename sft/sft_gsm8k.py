@@ -17,8 +17,7 @@ from domain_tokens.data import (
     other_place,
     problem_messages,
 )
-from domain_tokens.errors import UserError
-from domain_tokens.runs import Parser, overrides_of, run_script
+from domain_tokens.runs import Parser, run_script
 
 if TYPE_CHECKING:
     from domain_tokens.data import StageData
@@ -82,28 +81,20 @@ def _conversation(problem: Problem) -> Conversation:
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on grade-school problems."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    training.add_stage_arguments(parser, "sft/configs/gsm8k.yaml", usual=USUAL)
+    training.add_stage_arguments(parser, "sft/configs/gsm8k.yaml")
     parser.add_argument(
         "--inject-mul-tokens",
         action="store_true",
         help="write products in the answers as fact tokens (condition mul_tokens only)",
     )
-    args = parser.parse_args(argv)
-    if args.inject_mul_tokens and args.condition == "baseline":
-        raise UserError(
-            "--inject-mul-tokens with --condition baseline; the baseline has no fact tokens: "
-            "leave the flag out, or give --condition mul_tokens"
-        )
-    from domain_tokens.runs import SFTConfig, load_config
-
-    config = load_config(SFTConfig, args.config, overrides_of(args, training.STAGE_FLAGS))
-    stage = training.open_stage(args, config, load_data, RESULTS, inject=args.inject_mul_tokens)
+    run = training.parse_stage(parser, argv, usual_validation=USUAL)
+    stage = training.open_stage(run, load_data, RESULTS)
     if stage.workspace.finished:
-        print(f"{args.output_dir} is already finished{stage.workspace.note}")
+        print(f"{run.output_dir} is already finished{stage.workspace.note}")
         return 0
     results = training.run_stage(stage)
     if results:
-        print(training.stage_summary(results, args.output_dir, RESULTS))
+        print(training.stage_summary(results, run.output_dir, RESULTS))
     return 0
 
 

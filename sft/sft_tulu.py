@@ -12,7 +12,7 @@ from domain_tokens.data import (
     load_conversations,
     other_place,
 )
-from domain_tokens.runs import Parser, overrides_of, run_script
+from domain_tokens.runs import Parser, run_script
 
 if TYPE_CHECKING:
     from domain_tokens.data import StageData
@@ -68,19 +68,15 @@ def load_data(config: "SFTConfig") -> "StageData":
 def main(argv: list[str] | None = None) -> int:
     """Train one arm on the chat mixture."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    training.add_stage_arguments(parser, "sft/configs/tulu.yaml", usual=USUAL)
-    args = parser.parse_args(argv)
-    from domain_tokens.runs import SFTConfig, load_config
-
-    config = load_config(SFTConfig, args.config, overrides_of(args, training.STAGE_FLAGS))
-    inject = args.condition == "mul_tokens"
-    stage = training.open_stage(args, config, load_data, RESULTS, inject=inject)
+    training.add_stage_arguments(parser, "sft/configs/tulu.yaml")
+    run = training.parse_stage(parser, argv, usual_validation=USUAL)
+    stage = training.open_stage(run, load_data, RESULTS)
     if stage.workspace.finished:
-        print(f"{args.output_dir} is already finished{stage.workspace.note}")
+        print(f"{run.output_dir} is already finished{stage.workspace.note}")
         return 0
     results = training.run_stage(stage)
     if results:
-        print(training.stage_summary(results, args.output_dir, RESULTS))
+        print(training.stage_summary(results, run.output_dir, RESULTS))
     return 0
 
 

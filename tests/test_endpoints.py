@@ -26,7 +26,7 @@ from domain_tokens.vocabulary import layout_of
 
 @pytest.fixture
 def subject(tiny_model, tokenizer, tmp_path):
-    return LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer), "fp32")
+    return LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer))
 
 
 def log_prob(model, prompt, continuation):

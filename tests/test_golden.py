@@ -141,7 +141,7 @@ def test_responses_are_the_same_token_for_token(tiny_model, tokenizer, family, g
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_endpoints_are_the_same_to_a_thousandth_of_a_nat(tiny_model, tokenizer, family, golden):
     model = model_of(family, tiny_model).eval()
-    subject = LoadedCheckpoint(Path("nowhere"), model, tokenizer, layout_of(tokenizer), "fp32")
+    subject = LoadedCheckpoint(Path("nowhere"), model, tokenizer, layout_of(tokenizer))
     renderer = Renderer(tokenizer)
     table = table_metrics(table_scores(subject, forced_start=" The answer is"))
     prompts = [renderer.prompt([("user", question)]) for question in QUESTIONS]

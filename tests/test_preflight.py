@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, capsys, scri
 
 
 def subject_of(model, tokenizer, folder):
-    return LoadedCheckpoint(folder, model.eval(), tokenizer, layout_of(tokenizer), "fp32")
+    return LoadedCheckpoint(folder, model.eval(), tokenizer, layout_of(tokenizer))
 
 
 def questions_of(renderer, size):

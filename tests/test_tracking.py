@@ -7,9 +7,10 @@ import pytest
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs.config import SFTConfig, TrackingSection, load_config
+from domain_tokens.runs.device import choose_device
 from domain_tokens.training.step_plan import plan_steps
 from domain_tokens.training.tracking import LOG_DIR, require_trackers, with_run_name
-from domain_tokens.training.trainer import train
+from domain_tokens.training.trainer import Surroundings, train
 from tests.conftest import ROOT
 from tests.test_packing import random_examples
 from tests.test_training import with_
@@ -52,7 +53,8 @@ def test_tensorboard_holds_the_loss_of_every_logged_step(tiny_model, tmp_path):
     settings = with_(num_epochs=2, batch_size=4, gradient_accumulation_steps=1, logging_steps=1)
     plan = plan_steps(examples, settings)
     where = TrackingSection(report_to=["tensorboard"])
-    train(tiny_model, examples, plan, settings, tmp_path, tracking=where)
+    around = Surroundings(choose_device("fp32"), where)
+    train(tiny_model, examples, plan, settings, tmp_path, around=around)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]

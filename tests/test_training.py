@@ -11,6 +11,7 @@ from domain_tokens.modeling.chunked_loss import summed_cross_entropy, token_cros
 from domain_tokens.modeling.packed_attention import packed_tokens
 from domain_tokens.modeling.patches import without_head
 from domain_tokens.runs.config import TrainingSection
+from domain_tokens.runs.device import choose_device
 from domain_tokens.training.callbacks import TrainLog
 from domain_tokens.training.loss import evaluate_loss, summed_loss, token_losses
 from domain_tokens.training.step_plan import plan_steps
@@ -181,9 +182,9 @@ def test_training_learns_to_stop(tiny_model, tmp_path):
 
 def test_evaluation_is_weighted_by_tokens_whatever_the_batch(tiny_model):
     """Trainer's own eval_loss was 5.996, 5.906 and 5.899 at batch 1, 2 and 8 on the same rows."""
-    examples = random_examples(9)
+    examples, device = random_examples(9), choose_device("fp32")
     losses = [
-        evaluate_loss(tiny_model, examples, with_(batch_size=size))["eval_loss"]
+        evaluate_loss(tiny_model, examples, with_(batch_size=size), device)["eval_loss"]
         for size in (1, 2, 8)
     ]
     assert max(losses) - min(losses) < 1e-5

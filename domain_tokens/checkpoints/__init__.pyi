@@ -5,6 +5,7 @@ from .base import load_source_model as load_source_model
 from .base import load_source_tokenizer as load_source_tokenizer
 from .base import proof_in_words as proof_in_words
 from .base import prove_base as prove_base
+from .base import refuse_changed_source as refuse_changed_source
 from .base import refuse_unusable as refuse_unusable
 from .base import resolve_source as resolve_source
 from .base import source_provenance as source_provenance
@@ -34,12 +35,13 @@ from .lineage import verify_evaluation as verify_evaluation
 from .nanogpt import load_nanogpt as load_nanogpt
 from .nanogpt import to_gpt2 as to_gpt2
 from .nanogpt_proof import prove_export as prove_export
+from .parent import VerifiedParent as VerifiedParent
 from .parent import check_parent as check_parent
-from .parent import parent_link as parent_link
 
 __all__ = [
     "BrokenLinkError",
     "Source",
+    "VerifiedParent",
     "architecture_of",
     "begin_fact_rows",
     "check_folder",
@@ -58,7 +60,6 @@ __all__ = [
     "load_source_tokenizer",
     "load_tokenizer",
     "model_card",
-    "parent_link",
     "proof_in_words",
     "prove_base",
     "prove_export",
@@ -66,6 +67,7 @@ __all__ = [
     "push_checkpoint",
     "quiet_transformers",
     "read_card",
+    "refuse_changed_source",
     "refuse_unusable",
     "require_extended",
     "resolve_source",

@@ -17,6 +17,7 @@ from domain_tokens.checkpoints.folder import (
     save_checkpoint,
 )
 from domain_tokens.checkpoints.hashes import hashes_and_files
+from domain_tokens.checkpoints.parent import parent_link
 from domain_tokens.checkpoints.tokenizer_proof import prove_folder_tokenizer
 from domain_tokens.errors import UserError
 from domain_tokens.runs import (
@@ -48,13 +49,16 @@ class Source:
 
     model: a folder or a GGUF file, None for a model that is made here. tokenizer: the folder given
     with --tokenizer, None for the model's own (or GPT-2's). hub_id: of a downloaded model. gguf:
-    the file's own tensors and metadata, all accounted for.
+    the file's own tensors and metadata, all accounted for. parent: path and hashes of a folder on
+    this machine, sha256: of a file, both taken before anything else was read from it.
     """
 
     model: Path | None
     tokenizer: Path | None
     hub_id: str | None = None
     gguf: "GgufFile | None" = None
+    parent: dict[str, Any] | None = None
+    sha256: str | None = None
 
 
 def resolve_source(model: str | None, tokenizer: str | None) -> Source:
@@ -67,11 +71,13 @@ def resolve_source(model: str | None, tokenizer: str | None) -> Source:
         from domain_tokens.checkpoints.gguf_forward import read_gguf
         from domain_tokens.checkpoints.gguf_proof import account_for_gguf
 
+        digest = hash_files([place])
         file = read_gguf(place)
         account_for_gguf(file)
-        return Source(place, given, gguf=file)
-    hub_id = None if model is None or Path(model).is_dir() else model
-    return Source(place, given, hub_id)
+        return Source(place, given, gguf=file, sha256=digest)
+    if model is not None and Path(model).is_dir():
+        return Source(place, given, parent=parent_link(Path(model)))
+    return Source(place, given, hub_id=model)
 
 
 def load_source_tokenizer(source: Source) -> Any:
@@ -211,9 +217,26 @@ def source_provenance(source: Source) -> dict[str, Any]:
     found: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
     if source.hub_id is not None and source.model is not None:
         found["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
-    if source.gguf is not None and source.model is not None:
-        found["source_sha256"] = hash_files([source.model])
+    if source.sha256 is not None:
+        found["source_sha256"] = source.sha256
     return found
+
+
+def refuse_changed_source(source: Source, provenance: dict[str, Any]) -> None:
+    """Raise UserError where a source is no longer what the run card will say of it.
+
+    Called after the proof, so that what was read in between is what was hashed before.
+    """
+    file = source.model if source.sha256 is not None else None
+    same = source_provenance(source) == provenance
+    same = same and (file is None or hash_files([file]) == source.sha256)
+    if source.parent is not None:
+        same = same and parent_link(Path(source.parent["path"])) == source.parent
+    if not same:
+        raise UserError(
+            f"{source.model} changed while it was read; let no other process write there and "
+            "start again"
+        )
 
 
 def finish_base(

@@ -163,10 +163,17 @@ def load_model(folder: Path, *, dtype: "torch.dtype") -> "PreTrainedModel":
         model, info = loaded
     except Exception as error:  # safetensors raises its own class for a truncated file
         raise UserError(f"{folder}: the weights cannot be read: {short_error(error)}") from None
+    _own_memory(model)
     refuse_disagreement(model, info, folder)
     model.generation_config = _stopping(model, eos=_first_id(model, "eos_token_id"))
     fuse_activations(model)
     return model
+
+
+def _own_memory(model: "PreTrainedModel") -> None:
+    """Copy all weights out of the file: safetensors maps it, so that later writes to it show."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def refuse_disagreement(model: "PreTrainedModel", info: dict[str, Any], source: object) -> None:

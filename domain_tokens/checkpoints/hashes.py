@@ -125,3 +125,17 @@ def refuse_changed(folder: Path, card: dict[str, Any], found: dict[str, str]) ->
                 f"its run card ({key} is {value[:12]}, the card says {str(card[key])[:12]}); "
                 "restore it or make it again"
             )
+
+
+def refuse_changed_while_read(folder: Path, verified: dict[str, str]) -> None:
+    """Raise UserError where a folder's hashes are no longer those that were verified.
+
+    Called after a checkpoint was loaded: what came between the two is not what was verified.
+    """
+    now = checkpoint_hashes(folder)
+    for key, value in verified.items():
+        if now.get(key) != value:
+            raise UserError(
+                f"{folder} changed while it was read ({key} was {value[:12]}, is now "
+                f"{str(now.get(key))[:12]}); let no other process write there and start again"
+            )

@@ -1,10 +1,15 @@
 """The parent of a stage: verified, identified, with all its ancestors."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domain_tokens.checkpoints.folder import read_card, verify_folder
-from domain_tokens.checkpoints.hashes import checkpoint_hashes, refuse_changed
+from domain_tokens.checkpoints.hashes import (
+    checkpoint_hashes,
+    refuse_changed,
+    refuse_changed_while_read,
+)
 from domain_tokens.errors import UserError
 from domain_tokens.runs import CARD_NAME, format_versions, hash_files
 
@@ -31,12 +36,34 @@ def ancestors_of(card: dict[str, Any]) -> list[dict[str, Any]]:
     return [stage, *(older or [])]
 
 
-def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class VerifiedParent:
+    """A checkpoint as it was when it was verified: what every run card says of it comes from here.
+
+    hashes: as `checkpoint_hashes` gives them. card: its run card, None for a base made elsewhere.
+    link: what identifies it in a run card. ancestors: how it and those before it were trained,
+    nearest first.
+    """
+
+    folder: Path
+    hashes: dict[str, str]
+    card: dict[str, Any] | None
+    link: dict[str, Any]
+    ancestors: list[dict[str, Any]]
+
+    def refuse_changed_since(self) -> None:
+        """Raise UserError where the folder is another one by now; called after it was loaded.
+
+        What is in memory is then what was verified, whatever happens to the folder later.
+        """
+        refuse_changed_while_read(self.folder, self.hashes)
+
+
+def check_parent(folder: Path, *, condition: str, cross_base: bool) -> VerifiedParent:
     """Verify a parent checkpoint for a stage and return what identifies it.
 
-    `ancestors` tells, nearest first, how the checkpoint and those before it were trained. Raises
-    UserError where it is incomplete, written by another prompt format, or of the other arm without
-    cross_base.
+    Raises UserError where it is incomplete, written by another prompt format, or of the other arm
+    without cross_base.
     """
     verify_folder(folder)
     card = read_card(folder)
@@ -51,9 +78,10 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str,
         "cross_base": bool(card and card.get("cross_base")),
     }
     parent["base"] = (card or {}).get("base") or parent["weights"]  # a base is its own base
-    parent["ancestors"] = ancestors_of(card or {"weights": parent["weights"]})
+    ancestors = ancestors_of(card or {"weights": parent["weights"]})
+    verified = VerifiedParent(folder, found, card, parent, ancestors)
     if card is None:
-        return parent
+        return verified
     prompt = card["formats"]["prompt"]
     if card["stage"] != "base" and prompt != format_versions()["prompt"]:
         raise UserError(
@@ -66,7 +94,7 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> dict[str,
             f"{folder} is a {card['condition']} checkpoint and --condition is {condition}; "
             "give the other folder, or --cross-base if a base × SFT factorial is meant"
         )
-    return parent
+    return verified
 
 
 def parent_link(folder: Path) -> dict[str, Any]:

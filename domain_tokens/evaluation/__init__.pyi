@@ -10,6 +10,8 @@ from .checkpoint import response_text as response_text
 from .endpoints import distractors as distractors
 from .endpoints import gold_rationale_log_probs as gold_rationale_log_probs
 from .endpoints import table_scores as table_scores
+from .evaluation_run import EvaluationRun as EvaluationRun
+from .evaluation_run import parse_evaluation as parse_evaluation
 from .fact_tokens import facts_in_solution as facts_in_solution
 from .fact_tokens import facts_with_product as facts_with_product
 from .gsm8k import answer_endpoints as answer_endpoints
@@ -37,6 +39,7 @@ __all__ = [
     "SHOWN",
     "Answers",
     "ChatSession",
+    "EvaluationRun",
     "LoadedCheckpoint",
     "OlderError",
     "Question",
@@ -54,6 +57,7 @@ __all__ = [
     "gsm8k_questions",
     "item_of",
     "load_for_evaluation",
+    "parse_evaluation",
     "probe_questions",
     "probe_verdicts",
     "probes",

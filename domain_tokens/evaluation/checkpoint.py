@@ -1,24 +1,23 @@
 """A checkpoint that is loaded to be evaluated, and the run card of an evaluation."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens.checkpoints import (
+    VerifiedParent,
     architecture_of,
     check_parent,
-    checkpoint_hashes,
     load_model,
     load_tokenizer,
-    read_card,
 )
 from domain_tokens.data import file_hashes
 from domain_tokens.errors import UserError
 from domain_tokens.inference import Response, prepack_
 from domain_tokens.runs import (
     PACKAGE,
+    Device,
     GSM8KSection,
     choose_device,
     code_hash,
@@ -32,40 +31,49 @@ from domain_tokens.vocabulary import Layout, layout_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from domain_tokens.evaluation.evaluation_run import EvaluationRun
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """The checkpoint under test; model is None where only its tokenizer is wanted."""
+    """The checkpoint under test.
+
+    model, device and verified (the folder as it was loaded) are None where only its tokenizer is
+    wanted.
+    """
 
     folder: Path
     model: Any
     tokenizer: "PreTrainedTokenizerBase"
     layout: Layout
-    precision: str
+    device: Device | None = None
+    verified: VerifiedParent | None = None
 
 
 def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> LoadedCheckpoint:
     """Load a checkpoint for evaluation; raises UserError where it is unfit or of the other arm."""
-    check_parent(folder, condition=condition, cross_base=False)
+    verified = check_parent(folder, condition=condition, cross_base=False)
     init_distributed()
-    device, dtype = choose_device(precision)
+    device = choose_device(precision)
     tokenizer = load_tokenizer(folder)
     try:
         layout = layout_of(tokenizer)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
-    model = prepack_(load_model(folder, dtype=dtype).to(device))
-    return LoadedCheckpoint(folder, model, tokenizer, layout, precision)
+    model = load_model(folder, dtype=device.dtype)
+    verified.refuse_changed_since()
+    model = prepack_(model.to(device.type))
+    return LoadedCheckpoint(folder, model, tokenizer, layout, device, verified)
 
 
-def resolved_rationale_seed(settings: GSM8KSection, folder: Path) -> int:
+def resolved_rationale_seed(settings: GSM8KSection, subject: LoadedCheckpoint) -> int:
     """Return the seed of a checkpoint's sampled rationales: its training seed unless one is set.
 
     A checkpoint without a run card has 42.
     """
     if settings.rationale_seed is not None:
         return settings.rationale_seed
-    card = read_card(folder)
+    card = subject.verified.card if subject.verified else None
     return int(card["seed"]) if card else 42
 
 
@@ -74,7 +82,7 @@ def _decode(subject: LoadedCheckpoint, token_ids: Sequence[int]) -> str:
 
 
 def evaluation_card(
-    args: argparse.Namespace,
+    run: "EvaluationRun",
     subject: LoadedCheckpoint,
     *,
     stage: str,
@@ -87,15 +95,16 @@ def evaluation_card(
     reading: how `corpora.load_problems` was called, so that the items can be checked against the
     data; without it nothing was read.
     """
-    device, dtype = choose_device(subject.precision)
-    training = read_card(subject.folder)
+    assert subject.device is not None
+    assert subject.verified is not None
+    (device, dtype), training = subject.device, subject.verified.card
     return {
         "stage": stage,
-        "command": args.command,
-        "condition": args.condition,
+        "command": run.command,
+        "condition": run.condition,
         "seed": training["seed"] if training else None,
         "model_path": str(subject.folder),
-        **checkpoint_hashes(subject.folder),
+        **subject.verified.hashes,
         "architecture": architecture_of(subject.folder),
         "training": training,
         "parent": {"path": str(subject.folder)},

@@ -62,7 +62,7 @@ def answer_endpoints(
         output,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
-        sampling_seed=resolved_rationale_seed(settings, subject.folder),
+        sampling_seed=resolved_rationale_seed(settings, subject),
     )
     groups = [drawn[i : i + count] for i in range(0, len(drawn), count)]
     scores = answer_scores(

@@ -129,8 +129,8 @@ class Answers:
 
     note = ""  # what a reader of finished results should know
 
-    def __init__(self, output_dir: str, name: str, identity: dict[str, Any]):
-        self.folder = Path(output_dir)
+    def __init__(self, output_dir: Path, name: str, identity: dict[str, Any]):
+        self.folder = output_dir
         self.results = self.folder / f"{name}_results.json"
         self._partial = PartialResponses(self.folder, name, identity)
         self._lock = self.folder / f".{name}_lock"

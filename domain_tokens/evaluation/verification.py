@@ -201,7 +201,7 @@ def _verify_rationales(
 def subject_of(folder: Path) -> LoadedCheckpoint:
     """Load what decodes a checkpoint's tokens, without its model."""
     tokenizer = load_tokenizer(folder)
-    return LoadedCheckpoint(folder, None, tokenizer, layout_of(tokenizer), "fp32")
+    return LoadedCheckpoint(folder, None, tokenizer, layout_of(tokenizer))
 
 
 def verify_tokens(results: Path, folder: Path) -> str:

@@ -26,6 +26,7 @@ from .config import load_config as load_config
 from .console import highlighted as highlighted
 from .console import print_columns as print_columns
 from .console import shown_example as shown_example
+from .device import Device as Device
 from .device import choose_device as choose_device
 from .device import peak_flops as peak_flops
 from .device import peak_memory_bytes as peak_memory_bytes
@@ -83,6 +84,7 @@ __all__ = [
     "UNFINISHED_MARKER",
     "AnalysisPlan",
     "DataSection",
+    "Device",
     "Found",
     "GSM8KEvalConfig",
     "GSM8KSection",

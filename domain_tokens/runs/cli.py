@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,13 +135,12 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, default_config: st
     add_config_arguments(parser, default_config)
 
 
-def overrides_of(args: argparse.Namespace, flags: dict[str, str]) -> list[str]:
+def overrides_of(overrides: Sequence[str], flags: Mapping[str, object]) -> list[str]:
     """Return the --set overrides, followed by the flags that were given.
 
-    flags: the name of an argument -> the config key that it is short for.
+    flags: config key -> the value of the flag that is short for it, None where it was not given.
     """
-    given = {key: getattr(args, name) for name, key in flags.items()}
-    return [*args.overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)]
+    return [*overrides, *(f"{k}={v}" for k, v in flags.items() if v is not None)]
 
 
 def run_script(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from domain_tokens.errors import UserError
 
@@ -19,7 +19,14 @@ PEAK_BF16 = {
 }
 
 
-def choose_device(precision: str) -> tuple[str, "torch.dtype"]:
+class Device(NamedTuple):
+    """Where a run computes and in which number type: chosen once, at its start, and passed on."""
+
+    type: str  # "cuda" or "cpu"
+    dtype: "torch.dtype"
+
+
+def choose_device(precision: str) -> Device:
     """Return the device and number type for "auto", "fp32" or "bf16" (auto: bf16 on CUDA only)."""
     import torch
 
@@ -27,7 +34,7 @@ def choose_device(precision: str) -> tuple[str, "torch.dtype"]:
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision bf16 was asked for and this GPU has none; set precision to fp32")
     bf16 = precision == "bf16" or (precision == "auto" and device == "cuda")
-    return device, torch.bfloat16 if bf16 else torch.float32
+    return Device(device, torch.bfloat16 if bf16 else torch.float32)
 
 
 def peak_flops(device: str, dtype: "torch.dtype") -> float | None:

@@ -182,7 +182,7 @@ def make_folder(folder: Path) -> None:
 
 
 def open_workspace(
-    output_dir: str, results_name: str, identity: dict, *, resume: bool, overwrite: bool
+    output_dir: Path, results_name: str, identity: dict, *, resume: bool, overwrite: bool
 ) -> Workspace:
     """Decide whether a run may start in a folder; see `decide`.
 
@@ -191,7 +191,7 @@ def open_workspace(
     identity: what must be the same for a resumed leg (config, seed, condition, parent, code).
     Raises UserError for a folder that is in use, of another kind, or of another run.
     """
-    final = Path(output_dir)
+    final = output_dir
     refuse_file(final)
     work = final.with_name(f".{final.name}.replacing")
     _finish_replacement(final, work, results_name)

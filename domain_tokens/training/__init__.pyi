@@ -2,23 +2,27 @@ from .pretraining import SHAPES as SHAPES
 from .pretraining import load_examples as load_examples
 from .pretraining import new_model as new_model
 from .pretraining import pretrain as pretrain
-from .sft_stage import STAGE_FLAGS as STAGE_FLAGS
-from .sft_stage import add_stage_arguments as add_stage_arguments
 from .sft_stage import open_stage as open_stage
 from .sft_stage import run_stage as run_stage
 from .sft_stage import stage_summary as stage_summary
 from .stage_data import test_questions as test_questions
+from .stage_run import StageRun as StageRun
+from .stage_run import add_stage_arguments as add_stage_arguments
+from .stage_run import parse_stage as parse_stage
 from .step_plan import plan_steps as plan_steps
+from .trainer import Surroundings as Surroundings
 from .trainer import train as train
 from .trainer import training_flops as training_flops
 
 __all__ = [
     "SHAPES",
-    "STAGE_FLAGS",
+    "StageRun",
+    "Surroundings",
     "add_stage_arguments",
     "load_examples",
     "new_model",
     "open_stage",
+    "parse_stage",
     "plan_steps",
     "pretrain",
     "run_stage",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
-from domain_tokens.runs import TrainingSection, choose_device, peak_memory_bytes, world_size
+from domain_tokens.runs import Device, TrainingSection, peak_memory_bytes, world_size
 from domain_tokens.training.loss import summed_loss, to_device
 from domain_tokens.training.step_plan import StepPlan
 from domain_tokens.training.trainer import MicroBatches
@@ -20,6 +20,7 @@ def dry_run_estimate(
     examples: Sequence[Example],
     plan: StepPlan,
     settings: TrainingSection,
+    chosen: Device,
 ) -> str:
     """Return what to expect, from forward and backward on the largest of the first micro-batches.
 
@@ -27,7 +28,7 @@ def dry_run_estimate(
     """
     import torch
 
-    device, dtype = choose_device(settings.precision)
+    device, dtype = chosen
     without_dropout(model)
     model.to(device)
     parts = [rows for step in plan.steps[:8] for rows in step]

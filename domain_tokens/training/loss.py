@@ -18,7 +18,7 @@ from domain_tokens.modeling import (
     without_head,
 )
 from domain_tokens.prompts import MATCH, TEXT, Example
-from domain_tokens.runs import TrainingSection, choose_device
+from domain_tokens.runs import Device, TrainingSection
 from domain_tokens.training.step_plan import IGNORED, MicroBatch, build_micro_batch, split_step
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def token_losses(model: "PreTrainedModel", inputs: dict[str, Any]) -> torch.Tens
 
 @torch.no_grad()
 def evaluate_loss(
-    model: "PreTrainedModel", examples: Sequence[Example], settings: TrainingSection
+    model: "PreTrainedModel",
+    examples: Sequence[Example],
+    settings: TrainingSection,
+    device: Device,
 ) -> dict[str, float | None]:
     """Return the token-weighted loss in nats and bits per byte of supervised text.
 
@@ -103,7 +106,6 @@ def evaluate_loss(
     if not examples:
         return dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_eligible_bits_per_byte"))
     model.eval()
-    device, dtype = choose_device(settings.precision)
     total = text = eligible = 0.0
     tokens = 0
     pad_id = int(examples[0].input_ids[-1])
@@ -117,8 +119,9 @@ def evaluate_loss(
         for rows in parts:
             grouped = [[chunk[i] for i in row] for row in rows]
             inputs = as_tensors(build_micro_batch(grouped, pad_id=pad_id))
-            inputs = to_device(inputs, device)
-            half = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+            inputs = to_device(inputs, device.type)
+            bf16 = device.dtype == torch.bfloat16
+            half = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
             with half, packed_tokens(model):
                 nats = token_losses(model, inputs).double().cpu().numpy()
             kinds = np.concatenate([e.kinds[1:][e.kinds[1:] > 0] for row in grouped for e in row])

@@ -12,7 +12,6 @@ from domain_tokens.errors import FailedError, UserError
 from domain_tokens.runs import (
     TrainingSection,
     Workspace,
-    choose_device,
     refuse_full_disk,
     trial_folder,
 )
@@ -100,7 +99,6 @@ def refuse_unfit_to_train(
     folder: Path,
 ) -> None:
     """Raise UserError where a checkpoint cannot be trained under these settings, in either arm."""
-    choose_device(settings.precision)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{folder}: the tokenizer has no EOS token, so no answer could end; make the base "

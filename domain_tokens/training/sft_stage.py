@@ -1,6 +1,5 @@
 """One SFT stage, from the parent checkpoint to a finished checkpoint folder."""
 
-import argparse
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens.checkpoints import (
+    VerifiedParent,
     check_parent,
     hashes_and_files,
     load_model,
@@ -18,12 +18,9 @@ from domain_tokens.data import digest_of_ids
 from domain_tokens.errors import UserError
 from domain_tokens.runs import (
     CARD_NAME,
-    CONDITIONS,
     PACKAGE,
-    SEED,
+    Device,
     Workspace,
-    add_config_arguments,
-    add_output_arguments,
     choose_device,
     code_hash,
     code_identity,
@@ -38,96 +35,66 @@ from domain_tokens.runs import (
     write_json,
 )
 from domain_tokens.training.stage_data import _validation_drops, prepare_stage, source_files
+from domain_tokens.training.stage_run import StageRun
 from domain_tokens.training.tracking import require_trackers, with_run_name
 
 if TYPE_CHECKING:
-    from domain_tokens.data import Prepared, StageData, UsualValidation
+    from domain_tokens.data import Prepared, StageData
     from domain_tokens.prompts import Renderer
     from domain_tokens.runs import SFTConfig
-
-STAGE_FLAGS = {"seed": "training.seed"}  # arguments that are short for config keys
-
-
-def add_stage_arguments(
-    parser: argparse.ArgumentParser, default_config: str, *, usual: "UsualValidation"
-) -> None:
-    """Add the arguments that both training stages take.
-
-    usual: what the stage validates on where the config names nothing.
-    """
-    parser.set_defaults(usual_validation=usual)
-    parser.add_argument("--model-path", required=True, metavar="DIR", help="parent checkpoint")
-    parser.add_argument("--condition", required=True, choices=CONDITIONS)
-    parser.add_argument("--seed", type=SEED, help="overrides training.seed")
-    parser.add_argument(
-        "--cross-base",
-        action="store_true",
-        help="accept a parent of the other arm (a base × SFT factorial)",
-    )
-    parser.add_argument(
-        "--allow-no-injection",
-        action="store_true",
-        help="condition mul_tokens without a fact token in its training text, where that is meant",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show data, steps, estimated time and memory; stop"
-    )
-    add_output_arguments(parser)
-    add_config_arguments(parser, default_config)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStage:
     """One stage that was found fit to begin: what it was told, its parent, its output folder.
 
-    inject: whether products in assistant turns become fact tokens. parent: what identifies the
-    parent, ancestors: how it and those before it were trained, both as verified before training.
+    parent: as it was verified, which is what the run card says of it.
     """
 
-    args: argparse.Namespace
-    config: "SFTConfig"
+    run: StageRun
     load: Callable[["SFTConfig"], "StageData"]
-    inject: bool
     workspace: Workspace
-    parent: dict[str, Any]
-    ancestors: list[dict[str, Any]]
+    parent: VerifiedParent
+
+    @property
+    def config(self) -> "SFTConfig":
+        """The resolved config."""
+        return self.run.config
+
+    @property
+    def inject(self) -> bool:
+        """Whether products in assistant turns become fact tokens."""
+        return self.run.inject
 
 
 def open_stage(
-    args: argparse.Namespace,
-    config: "SFTConfig",
-    load: Callable[["SFTConfig"], "StageData"],
-    results_name: str,
-    *,
-    inject: bool,
+    run: StageRun, load: Callable[["SFTConfig"], "StageData"], results_name: str
 ) -> OpenStage:
     """Check the parent, open the output folder; raises UserError where a run may not begin."""
+    config, inject = run.config, run.inject
     require_trackers(config.tracking)
-    parent = check_parent(
-        Path(args.model_path), condition=args.condition, cross_base=args.cross_base
-    )
-    ancestors = parent.pop("ancestors")
-    if args.condition == "mul_tokens" and not inject and not args.allow_no_injection:
+    parent = check_parent(run.model_path, condition=run.condition, cross_base=run.cross_base)
+    if run.condition == "mul_tokens" and not inject and not run.allow_no_injection:
         raise UserError(
             "--condition mul_tokens would be trained without fact tokens; add --inject-mul-tokens, "
             "or --allow-no-injection if that is meant"
         )
     identity = {
-        "condition": args.condition,
+        "condition": run.condition,
         "config": config.identity(),
-        "parent_weights": parent["weights"],
+        "parent_weights": parent.hashes["weights"],
         "formats": format_versions(),
         "inject": inject,
         "code": _deciding_code(load),
     }
     # Other processes may look after the first one has begun to write.
-    resume = args.resume or not (is_main_process() or args.overwrite)
+    resume = run.resume or not (is_main_process() or run.overwrite)
     workspace = open_workspace(
-        args.output_dir, results_name, identity, resume=resume, overwrite=args.overwrite
+        run.output_dir, results_name, identity, resume=resume, overwrite=run.overwrite
     )
     if workspace.finished:
         _refuse_other_injection(workspace, inject=inject)
-    return OpenStage(args, config, load, inject, workspace, parent, ancestors)
+    return OpenStage(run, load, workspace, parent)
 
 
 def _deciding_code(load: Callable) -> str:
@@ -151,8 +118,9 @@ def _refuse_other_injection(workspace: Workspace, *, inject: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a stage trains and on what, loaded and found fit; began: how its fact rows began."""
+    """What a stage trains, where and on what, found fit; began: how its fact rows began."""
 
+    device: Device
     model: Any
     tokenizer: Any
     data: "Prepared"
@@ -169,17 +137,21 @@ def _load(stage: OpenStage) -> _Loaded:
     from domain_tokens.training.preflight import refuse_unfit_to_train
     from domain_tokens.training.step_plan import plan_steps
 
-    settings, parent = stage.config.training, Path(stage.args.model_path)
+    settings, parent = stage.config.training, stage.run.model_path
+    device = choose_device(settings.precision)
     set_seed(settings.seed)
     tokenizer = load_tokenizer(parent)
     model = load_model(parent, dtype=torch.float32)
+    stage.parent.refuse_changed_since()
     refuse_unfit_to_train(model, tokenizer, settings, parent)
     began = begin_fact_rows(model, tokenizer, parent, seed=settings.seed)
     renderer = _renderer(stage, tokenizer)
-    data = prepare_stage(stage.args, stage.config, stage.load, renderer, inject=stage.inject)
+    data = prepare_stage(
+        stage.run, stage.load, renderer, tokenizer=stage.parent.hashes["tokenizer"]
+    )
     _refuse_without_facts(stage, data)
     plan = plan_steps(data.train, settings, processes=world_size())
-    return _Loaded(model, tokenizer, data, plan, began)
+    return _Loaded(device, model, tokenizer, data, plan, began)
 
 
 def run_stage(stage: OpenStage) -> dict[str, Any] | None:
@@ -198,12 +170,12 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
     model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
     print(f"{_announcement(data, plan, settings)}\n{fact_rows_in_words(loaded.began)}", flush=True)
     print(shown_example(tokenizer, data.train[plan.order[0]]), flush=True)
-    if stage.args.dry_run:
-        print(dry_run_estimate(model, data.train, plan, settings))
+    if stage.run.dry_run:
+        print(dry_run_estimate(model, data.train, plan, settings, loaded.device))
         return None
     refuse_zero_rates(plan, settings)
     results = _results(stage, data, plan) | {"fact_rows": loaded.began}
-    card = _card(stage, data, results)
+    card = _card(stage, loaded, results)
     if is_main_process():
         replaces = len(plan.steps) > settings.save_steps
         refuse_without_room(model, tokenizer, workspace, replaces=replaces)
@@ -220,15 +192,13 @@ def _trained(stage: OpenStage, loaded: _Loaded) -> dict[str, Any]:
     """Train the model in place and evaluate it; return what was measured."""
     from domain_tokens.training.loss import evaluate_loss
     from domain_tokens.training.preflight import refuse_useless, weights_digest
-    from domain_tokens.training.trainer import train
+    from domain_tokens.training.trainer import Surroundings, train
 
     settings, workspace, plan = stage.config.training, stage.workspace, loaded.plan
-    device, dtype = choose_device(settings.precision)
-    peak, before = peak_flops(device, dtype), weights_digest(loaded.model)
+    peak, before = peak_flops(*loaded.device), weights_digest(loaded.model)
     tracking = with_run_name(stage.config.tracking, workspace.final.name)
-    outcome = train(
-        loaded.model, loaded.data.train, plan, settings, workspace.work, tracking=tracking
-    )
+    around = Surroundings(loaded.device, tracking)
+    outcome = train(loaded.model, loaded.data.train, plan, settings, workspace.work, around=around)
     refuse_useless(loaded.model, before)
     return {
         "train_loss": outcome.train_loss,
@@ -236,8 +206,8 @@ def _trained(stage: OpenStage, loaded: _Loaded) -> dict[str, Any]:
         "train_samples_per_second": len(plan.order) / outcome.seconds,
         "tokens_per_second": sum(plan.tokens) / outcome.seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
-        **_utilisation(outcome, peak, peak_flops(device, dtype)),
-        **evaluate_loss(loaded.model, loaded.data.validation, settings),
+        **_utilisation(outcome, peak, peak_flops(*loaded.device)),
+        **evaluate_loss(loaded.model, loaded.data.validation, settings, loaded.device),
     }
 
 
@@ -252,7 +222,7 @@ def _renderer(stage: OpenStage, tokenizer: Any) -> "Renderer":
     )
 
 
-def stage_summary(results: dict[str, Any], folder: str, name: str) -> str:
+def stage_summary(results: dict[str, Any], folder: Path, name: str) -> str:
     """Return what a person wants to know of a finished stage, on one screen."""
     loss, mfu = results["eval_loss"], results["mfu"]
     lines = [
@@ -270,7 +240,7 @@ def stage_summary(results: dict[str, Any], folder: str, name: str) -> str:
             + ("" if mfu is None else f", {mfu:.0%} of the peak rate"),
         ),
         ("peak memory", f"{results['peak_memory_bytes'] / 2**30:.1f} GiB"),
-        ("checkpoint", folder),
+        ("checkpoint", str(folder)),
         ("results", f"{folder}/{name}"),
     ]
     return "\n".join(f"  {key:<16} {value}" for key, value in lines)
@@ -278,7 +248,7 @@ def stage_summary(results: dict[str, Any], folder: str, name: str) -> str:
 
 def _refuse_without_facts(stage: OpenStage, data: "Prepared") -> None:
     """Refuse a run of the treated arm that would be one of the baseline."""
-    if not stage.inject or stage.args.allow_no_injection:
+    if not stage.inject or stage.run.allow_no_injection:
         return
     if not any(example.facts for example in data.train):
         raise UserError(
@@ -310,7 +280,7 @@ def _results(stage: OpenStage, data: "Prepared", plan: Any) -> dict[str, Any]:
     config, examples, account = stage.config, data.train, data.account
     touched = sum(e.facts > 0 for e in examples)
     return {
-        "condition": stage.args.condition,
+        "condition": stage.run.condition,
         "seed": config.training.seed,
         "dataset": config.data.source,
         "total_train_samples": len(examples),
@@ -344,31 +314,31 @@ def _utilisation(
     }
 
 
-def _card(stage: OpenStage, data: "Prepared", results: dict[str, Any]) -> dict[str, Any]:
+def _card(stage: OpenStage, loaded: _Loaded, results: dict[str, Any]) -> dict[str, Any]:
     """Return the run card but for the hashes of what is not trained yet.
 
     It is drawn up before the first step: parent, data and code may change during the run.
     """
-    args, config, workspace = stage.args, stage.config, stage.workspace
-    device, dtype = choose_device(config.training.precision)
+    run, config, workspace, data = stage.run, stage.config, stage.workspace, loaded.data
+    device, dtype = loaded.device
     return {
         "stage": workspace.results_name.removesuffix("_results.json"),
-        "command": args.command,
-        "condition": args.condition,
+        "command": run.command,
+        "condition": run.condition,
         "seed": config.training.seed,
         "config": config.identity(),
         "inject": stage.inject,
         "injection_mode": config.data.injection_mode,
         "injected_examples": results["injected_examples"],
         "injected_tokens": results["injected_tokens"],
-        "parent": stage.parent,
-        "ancestors": stage.ancestors,
-        "base": stage.parent["base"],
-        "cross_base": args.cross_base or stage.parent["cross_base"],
+        "parent": stage.parent.link,
+        "ancestors": stage.parent.ancestors,
+        "base": stage.parent.link["base"],
+        "cross_base": run.cross_base or stage.parent.link["cross_base"],
         "identity": workspace.identity,
         "formats": format_versions(),
         "data": data.account.fingerprint,
-        "sources": source_files(config, args.usual_validation),
+        "sources": source_files(config, run.usual_validation),
         "order_digest": results["order_digest"],
         "fact_rows": results["fact_rows"],
         "code": code_identity(),

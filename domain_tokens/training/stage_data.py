@@ -1,12 +1,10 @@
 """What a stage trains on: its sources, rendered or found where an earlier run kept them."""
 
-import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domain_tokens.checkpoints import tokenizer_hash
 from domain_tokens.data import VAL_KEY, file_hashes, load_questions, other_place, source_identity
 from domain_tokens.errors import UserError
 from domain_tokens.runs import PACKAGE, code_hash
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from domain_tokens.data import DataReport, Prepared, StageData, UsualValidation
     from domain_tokens.prompts import Renderer
     from domain_tokens.runs import DataSection, SFTConfig
+    from domain_tokens.training.stage_run import StageRun
 
 
 def stage_sources(config: "SFTConfig", usual: "UsualValidation") -> list[tuple[str, str, str]]:
@@ -59,27 +58,29 @@ def _loading_code(load: Callable) -> str:
 
 
 def prepare_stage(
-    args: argparse.Namespace,
-    config: "SFTConfig",
+    run: "StageRun",
     load: Callable[["SFTConfig"], "StageData"],
     renderer: "Renderer",
     *,
-    inject: bool,
+    tokenizer: str,
 ) -> "Prepared":
-    """Render what a stage trains on, or find it where an earlier run of the same data kept it."""
+    """Render what a stage trains on, or find it where an earlier run of the same data kept it.
+
+    tokenizer: the hash of the parent's, as verified.
+    """
     from domain_tokens.data import prepare_examples
 
-    settings = config.training
+    config, settings = run.config, run.config.training
     limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
     identity = {
         "sources": [
             source_identity(source, split=split, key=key)
-            for key, source, split in stage_sources(config, args.usual_validation)
+            for key, source, split in stage_sources(config, run.usual_validation)
         ],
         "data": config.data.model_dump(),
         "training": {name: getattr(settings, name) for name in limits},
-        "tokenizer": tokenizer_hash(Path(args.model_path)),
-        "inject": inject,
+        "tokenizer": tokenizer,
+        "inject": run.inject,
         "kind": load.__module__,
         "code": _loading_code(load),
     }

@@ -13,7 +13,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from domain_tokens.errors import StoppedError, UserError
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
-from domain_tokens.runs import TrackingSection, TrainingSection, choose_device, peak_memory_bytes
+from domain_tokens.runs import (
+    Device,
+    TrackingSection,
+    TrainingSection,
+    choose_device,
+    peak_memory_bytes,
+)
 from domain_tokens.training.callbacks import StopWhenTold, TrainLog
 from domain_tokens.training.loss import as_tensors, summed_loss
 from domain_tokens.training.preflight import refuse_zero_rates
@@ -23,7 +29,16 @@ from domain_tokens.training.tracking import tensorboard_in
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 NOWHERE = TrackingSection()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a training run finds around it: where it computes, and what follows its progress."""
+
+    device: Device
+    tracking: TrackingSection = NOWHERE
 
 
 class MicroBatches(Dataset):
@@ -75,10 +90,10 @@ class SFTTrainer(Trainer):
 
 
 def training_arguments(
-    settings: TrainingSection, plan: StepPlan, folder: Path, tracking: TrackingSection
+    settings: TrainingSection, plan: StepPlan, folder: Path, around: Surroundings
 ) -> TrainingArguments:
     """Translate our settings into Trainer's; defaults that have bitten people are written out."""
-    device, dtype = choose_device(settings.precision)
+    (device, dtype), tracking = around.device, around.tracking
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=1,  # one item is one packed micro-batch
@@ -154,23 +169,24 @@ def train(
     settings: TrainingSection,
     folder: Path,
     *,
-    tracking: TrackingSection = NOWHERE,
+    around: Surroundings | None = None,
 ) -> Outcome:
     """Train a model in place, writing train_log.jsonl and one intermediate checkpoint to folder.
 
     Raises FloatingPointError on a loss that is not finite, StoppedError after a SIGTERM and
     UserError where there is nothing to train on. Continues from the newest complete checkpoint in
-    folder, if there is one.
+    folder, if there is one. around: by default the device that the settings ask for, no tracking.
     """
+    around = around or Surroundings(choose_device(settings.precision))
     if not examples:
         raise UserError("no training example is left; see the dropped counts and data.source")
     refuse_zero_rates(plan, settings)
     without_dropout(model)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
-    with tensorboard_in(folder, tracking):
+    with tensorboard_in(folder, around.tracking):
         trainer = SFTTrainer(
             model=model,
-            args=training_arguments(settings, plan, folder, tracking),
+            args=training_arguments(settings, plan, folder, around),
             train_dataset=MicroBatches(examples, plan, pad_id=pad_id),
             data_collator=lambda items: items[0],
         )
@@ -186,11 +202,10 @@ def train(
             f"terminated after step {trainer.state.global_step} of {len(plan.steps)}; a checkpoint "
             "is kept"
         )
-    device, _ = choose_device(settings.precision)
     return Outcome(
         train_loss=_mean_loss(trainer.state.log_history, done.training_loss),
         seconds=log.seconds,
-        peak_memory_bytes=peak_memory_bytes(device),
+        peak_memory_bytes=peak_memory_bytes(around.device.type),
         flops=training_flops(model, examples, plan),
     )
 
