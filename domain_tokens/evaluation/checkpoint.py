@@ -16,9 +16,10 @@ from domain_tokens.checkpoints import (
 )
 from domain_tokens.data import file_hashes
 from domain_tokens.errors import UserError
-from domain_tokens.inference import Response, prepack_
+from domain_tokens.inference import prepack_
 from domain_tokens.runs import (
     PACKAGE,
+    DataSection,
     GSM8KSection,
     choose_device,
     code_hash,
@@ -27,6 +28,7 @@ from domain_tokens.runs import (
     init_distributed,
     run_environment,
 )
+from domain_tokens.treatments import Treatment, record_in, refuse_other_treatment, treatment_of
 from domain_tokens.vocabulary import Layout, layout_of
 
 if TYPE_CHECKING:
@@ -35,13 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """The checkpoint under test; model is None where only its tokenizer is wanted."""
+    """The checkpoint under test; model is None where only its tokenizer is wanted.
+
+    treatment: how its rows are read; None where they are read as the facts of their names.
+    """
 
     folder: Path
     model: Any
     tokenizer: "PreTrainedTokenizerBase"
     layout: Layout
     precision: str
+    treatment: Treatment | None = None
 
 
 def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> LoadedCheckpoint:
@@ -54,8 +60,27 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
         layout = layout_of(tokenizer)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
+    treatment = treatment_in(folder)
     model = prepack_(load_model(folder, dtype=dtype).to(device))
-    return LoadedCheckpoint(folder, model, tokenizer, layout, precision)
+    return LoadedCheckpoint(folder, model, tokenizer, layout, precision, treatment)
+
+
+def treatment_in(folder: Path) -> Treatment | None:
+    """Return what a checkpoint was trained under; UserError where its run card belies itself."""
+    try:
+        return treatment_of(read_card(folder))
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def refuse_other_data_treatment(folder: Path, data: DataSection) -> None:
+    """Raise UserError where a config names another treatment than the checkpoint's run card."""
+    refuse_other_treatment(
+        record_in(read_card(folder)),
+        name=data.treatment,
+        treated_facts=data.treated_facts,
+        folder=folder,
+    )
 
 
 def resolved_rationale_seed(settings: GSM8KSection, folder: Path) -> int:
@@ -120,8 +145,3 @@ def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:
         **{key: card.get(key) for key in keys},
         "code": code_hash(sorted((PACKAGE / "evaluation").glob("*.py"))),
     }
-
-
-def response_text(subject: LoadedCheckpoint, response: Response) -> str:
-    """Return what a response says; fact tokens read `<MUL_6_9_54>`."""
-    return _decode(subject, response.token_ids)

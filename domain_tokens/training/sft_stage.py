@@ -31,14 +31,21 @@ from domain_tokens.runs import (
     is_main_process,
     open_workspace,
     peak_flops,
-    read_json,
     run_environment,
     sealed,
     world_size,
     write_json,
 )
 from domain_tokens.training.stage_data import _validation_drops, prepare_stage, source_files
+from domain_tokens.training.stage_treatment import (
+    decide_treatment,
+    parents_treatment,
+    refuse_other_run,
+    refuse_without_facts,
+    treatment_in_words,
+)
 from domain_tokens.training.tracking import require_trackers, with_run_name
+from domain_tokens.treatments import Treatment, treatment_from
 
 if TYPE_CHECKING:
     from domain_tokens.data import Prepared, StageData, UsualValidation
@@ -80,14 +87,16 @@ def add_stage_arguments(
 class OpenStage:
     """One stage that was found fit to begin: what it was told, its parent, its output folder.
 
-    inject: whether products in assistant turns become fact tokens. parent: what identifies the
-    parent, ancestors: how it and those before it were trained, both as verified before training.
+    inject: whether facts in assistant turns are treated. treatment: the record of its parent's run
+    card. parent: what identifies the parent, ancestors: how it and those before it were trained,
+    both as verified before training.
     """
 
     args: argparse.Namespace
     config: "SFTConfig"
     load: Callable[["SFTConfig"], "StageData"]
     inject: bool
+    treatment: dict[str, Any] | None
     workspace: Workspace
     parent: dict[str, Any]
     ancestors: list[dict[str, Any]]
@@ -107,6 +116,7 @@ def open_stage(
         Path(args.model_path), condition=args.condition, cross_base=args.cross_base
     )
     ancestors = parent.pop("ancestors")
+    treatment = parents_treatment(args, config)
     if args.condition == "mul_tokens" and not inject and not args.allow_no_injection:
         raise UserError(
             "--condition mul_tokens would be trained without fact tokens; add --inject-mul-tokens, "
@@ -126,8 +136,8 @@ def open_stage(
         args.output_dir, results_name, identity, resume=resume, overwrite=args.overwrite
     )
     if workspace.finished:
-        _refuse_other_injection(workspace, inject=inject)
-    return OpenStage(args, config, load, inject, workspace, parent, ancestors)
+        refuse_other_run(workspace, config, inject=inject)
+    return OpenStage(args, config, load, inject, treatment, workspace, parent, ancestors)
 
 
 def _deciding_code(load: Callable) -> str:
@@ -138,26 +148,19 @@ def _deciding_code(load: Callable) -> str:
     return code_hash(modules, alone=alone)
 
 
-def _refuse_other_injection(workspace: Workspace, *, inject: bool) -> None:
-    """Refuse a finished folder from before `inject` was recorded, if its counts belie it."""
-    results = read_json(workspace.final / workspace.results_name)
-    found = results.get("injected_tokens")
-    if found is not None and bool(found) != inject and not results.get("inject"):
-        raise UserError(
-            f"{workspace.final} was made with {found} fact tokens in its training text, now "
-            f"inject is {inject}; give the same arguments, or another --output-dir"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a stage trains and on what, loaded and found fit; began: how its fact rows began."""
+    """What a stage trains and on what, loaded and found fit.
+
+    began: how its fact rows began. treatment: what becomes of facts, as the run card records it.
+    """
 
     model: Any
     tokenizer: Any
     data: "Prepared"
     plan: Any
     began: dict[str, Any]
+    treatment: dict[str, Any] | None
 
 
 def _load(stage: OpenStage) -> _Loaded:
@@ -175,11 +178,13 @@ def _load(stage: OpenStage) -> _Loaded:
     model = load_model(parent, dtype=torch.float32)
     refuse_unfit_to_train(model, tokenizer, settings, parent)
     began = begin_fact_rows(model, tokenizer, parent, seed=settings.seed)
-    renderer = _renderer(stage, tokenizer)
-    data = prepare_stage(stage.args, stage.config, stage.load, renderer, inject=stage.inject)
-    _refuse_without_facts(stage, data)
+    treatment = decide_treatment(stage, _renderer(stage, tokenizer, None))
+    written = treatment if stage.inject else None
+    renderer = _renderer(stage, tokenizer, treatment_from(written))
+    data = prepare_stage(stage.args, stage.config, stage.load, renderer, treatment=written)
+    refuse_without_facts(stage, data, treatment)
     plan = plan_steps(data.train, settings, processes=world_size())
-    return _Loaded(model, tokenizer, data, plan, began)
+    return _Loaded(model, tokenizer, data, plan, began, treatment)
 
 
 def run_stage(stage: OpenStage) -> dict[str, Any] | None:
@@ -196,14 +201,15 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
 
     loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
     model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
-    print(f"{_announcement(data, plan, settings)}\n{fact_rows_in_words(loaded.began)}", flush=True)
+    told = [_announcement(data, plan, settings), treatment_in_words(loaded.treatment)]
+    print(*filter(None, [*told, fact_rows_in_words(loaded.began)]), sep="\n", flush=True)
     print(shown_example(tokenizer, data.train[plan.order[0]]), flush=True)
     if stage.args.dry_run:
         print(dry_run_estimate(model, data.train, plan, settings))
         return None
     refuse_zero_rates(plan, settings)
     results = _results(stage, data, plan) | {"fact_rows": loaded.began}
-    card = _card(stage, data, results)
+    card: dict[str, Any] = {**_card(stage, data, results), "treatment": loaded.treatment}
     if is_main_process():
         replaces = len(plan.steps) > settings.save_steps
         refuse_without_room(model, tokenizer, workspace, replaces=replaces)
@@ -236,17 +242,18 @@ def _trained(stage: OpenStage, loaded: _Loaded) -> dict[str, Any]:
         "train_samples_per_second": len(plan.order) / outcome.seconds,
         "tokens_per_second": sum(plan.tokens) / outcome.seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
+        "flops": outcome.flops,
         **_utilisation(outcome, peak, peak_flops(device, dtype)),
         **evaluate_loss(loaded.model, loaded.data.validation, settings),
     }
 
 
-def _renderer(stage: OpenStage, tokenizer: Any) -> "Renderer":
+def _renderer(stage: OpenStage, tokenizer: Any, treatment: Treatment | None) -> "Renderer":
     from domain_tokens.prompts import Renderer
 
     return Renderer(
         tokenizer,
-        inject=stage.inject,
+        treatment=treatment,
         injection_mode=stage.config.data.injection_mode,
         loss_on=stage.config.training.loss_on,
     )
@@ -274,19 +281,6 @@ def stage_summary(results: dict[str, Any], folder: str, name: str) -> str:
         ("results", f"{folder}/{name}"),
     ]
     return "\n".join(f"  {key:<16} {value}" for key, value in lines)
-
-
-def _refuse_without_facts(stage: OpenStage, data: "Prepared") -> None:
-    """Refuse a run of the treated arm that would be one of the baseline."""
-    if not stage.inject or stage.args.allow_no_injection:
-        return
-    if not any(example.facts for example in data.train):
-        raise UserError(
-            f"condition mul_tokens, but no product that could be a fact token is in the "
-            f"{len(data.train)} training examples (data.injection_mode is "
-            f"{stage.config.data.injection_mode}); give other or more data, or "
-            "--allow-no-injection if that is meant"
-        )
 
 
 def _announcement(data: "Prepared", plan: Any, settings: Any) -> str:
@@ -326,6 +320,7 @@ def _results(stage: OpenStage, data: "Prepared", plan: Any) -> dict[str, Any]:
         "injected_examples": touched,
         "injected_tokens": sum(e.facts for e in examples),
         "injection_rate": touched / len(examples),
+        "untreated_places": sum(e.untreated for e in examples),
         "source_composition": account.source_composition,
         "order_digest": digest_of_ids(examples[i].id for i in plan.order),
         "eval_split": account.eval_split,

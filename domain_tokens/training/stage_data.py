@@ -4,7 +4,7 @@ import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens.checkpoints import tokenizer_hash
 from domain_tokens.data import VAL_KEY, file_hashes, load_questions, other_place, source_identity
@@ -58,33 +58,42 @@ def _loading_code(load: Callable) -> str:
     return code_hash([PACKAGE / "data" / "prepared.py"], alone=alone)
 
 
+def stage_identity(
+    args: argparse.Namespace, config: "SFTConfig", load: Callable[["SFTConfig"], "StageData"]
+) -> dict[str, Any]:
+    """Return what tells a stage's rows, tokenizer and settings apart, whatever the treatment."""
+    settings = config.training
+    limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
+    return {
+        "sources": [
+            source_identity(source, split=split, key=key)
+            for key, source, split in stage_sources(config, args.usual_validation)
+        ],
+        "data": config.data.model_dump(exclude={"treatment", "treated_facts"}),
+        "training": {name: getattr(settings, name) for name in limits},
+        "tokenizer": tokenizer_hash(Path(args.model_path)),
+        "kind": load.__module__,
+        "code": _loading_code(load),
+    }
+
+
 def prepare_stage(
     args: argparse.Namespace,
     config: "SFTConfig",
     load: Callable[["SFTConfig"], "StageData"],
     renderer: "Renderer",
     *,
-    inject: bool,
+    treatment: dict[str, Any] | None,
 ) -> "Prepared":
-    """Render what a stage trains on, or find it where an earlier run of the same data kept it."""
+    """Render what a stage trains on, or find it where an earlier run of the same data kept it.
+
+    treatment: what the renderer writes, as the run card records it.
+    """
     from domain_tokens.data import prepare_examples
 
-    settings = config.training
-    limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
-    identity = {
-        "sources": [
-            source_identity(source, split=split, key=key)
-            for key, source, split in stage_sources(config, args.usual_validation)
-        ],
-        "data": config.data.model_dump(),
-        "training": {name: getattr(settings, name) for name in limits},
-        "tokenizer": tokenizer_hash(Path(args.model_path)),
-        "inject": inject,
-        "kind": load.__module__,
-        "code": _loading_code(load),
-    }
+    identity = {**stage_identity(args, config, load), "treatment": treatment}
     found = prepare_examples(
-        lambda: load(config), renderer, max_length=settings.max_length, identity=identity
+        lambda: load(config), renderer, max_length=config.training.max_length, identity=identity
     )
     if not found.train:
         dropped = found.account.dropped
