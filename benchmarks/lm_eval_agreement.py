@@ -51,7 +51,7 @@ def ours(
     subject: "LoadedCheckpoint", problems: list[Problem], *, batch_size: int
 ) -> list[dict[str, Any]]:
     """Return response and verdicts per problem, as eval/run_gsm8k.py gives them."""
-    from domain_tokens.evaluation import gsm8k_questions, response_text
+    from domain_tokens.evaluation import gsm8k_questions, read_response
     from domain_tokens.inference import generate
 
     questions = gsm8k_questions(subject, problems)
@@ -64,7 +64,7 @@ def ours(
     )
     rows = []
     for problem, response in zip(problems, responses, strict=True):
-        text = response_text(subject, response)
+        text, _ = read_response(subject, response.token_ids)
         gold = extract_strict(problem.answer)
         read = {"strict": extract_strict(text), "flexible": extract_flexible(text)}
         verdicts = {name: value == gold for name, value in read.items()}

@@ -49,6 +49,7 @@ def ours(args: argparse.Namespace, file: Path) -> int:
         source_identity,
     )
     from domain_tokens.prompts import Renderer
+    from domain_tokens.treatments import FACT_TOKENS
 
     def load() -> StageData:
         loaded = load_conversations(str(file), split="train", limit=None, subset_seed=42)
@@ -57,7 +58,7 @@ def ours(args: argparse.Namespace, file: Path) -> int:
         fingerprint = {"train": loaded.fingerprint}
         return StageData(loaded.items, [], "validation", fingerprint, test_questions=questions)
 
-    renderer = Renderer(load_tokenizer(Path(args.model_path)), inject=True)
+    renderer = Renderer(load_tokenizer(Path(args.model_path)), treatment=FACT_TOKENS)
     identity = source_identity(str(file), split="train")
     found = prepare_examples(load, renderer, max_length=MAX_LENGTH, identity=identity)
     return len(found.train)

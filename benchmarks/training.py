@@ -141,7 +141,9 @@ def train_trainer(model: Any, examples: list[Any], args: argparse.Namespace) -> 
     rows = [
         {
             "input_ids": e.input_ids.tolist(),
-            "labels": [int(t) if k else -100 for t, k in zip(e.input_ids, e.kinds, strict=True)],
+            "labels": [
+                int(t) if k else -100 for t, k in zip(e.input_ids, e.token_roles, strict=True)
+            ],
         }
         for e in examples
     ]
@@ -173,7 +175,7 @@ def train_trl(model: Any, examples: list[Any], args: argparse.Namespace) -> floa
     rows = [
         {
             "input_ids": e.input_ids.tolist(),
-            "completion_mask": [int(k > 0) for k in e.kinds],
+            "completion_mask": [int(k > 0) for k in e.token_roles],
         }
         for e in examples
     ]

@@ -1,15 +1,17 @@
 """Messages to token ids and loss mask: the only place where a conversation becomes tokens."""
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from domain_tokens.errors import UserError
-from domain_tokens.injection import Fact, find_facts
+from domain_tokens.injection import Fact, Mode, find_facts
+from domain_tokens.treatments import FACT_TOKENS, Row, Treatment, Written
 from domain_tokens.vocabulary import FACTS
 
 if TYPE_CHECKING:
@@ -21,32 +23,33 @@ PROMPT_VERSION = "1"
 Message = tuple[str, str]  # (role, content), role is system, user or assistant
 
 # What a token is to the loss; everything above PROMPT is supervised.
-PROMPT, TEXT, MATCH, END = 0, 1, 2, 3
+PROMPT, TEXT, FACT, END = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One rendered conversation.
 
-    input_ids: int32 [T]; kinds: uint8 [T], one of PROMPT, TEXT, MATCH (a fact token, or text that
-    the injector would replace, with whatever shares a token with it) and END (a supervised EOS);
-    facts: fact tokens among the ids; text_bytes, match_bytes: UTF-8 bytes of the text that the
-    supervised TEXT and MATCH tokens stand for, the same in both arms; truncated: exchanges were
-    cut off.
+    input_ids: int32 [T]; token_roles: uint8 [T], one of PROMPT (no loss), TEXT, FACT (text that the
+    injector matches, with whatever shares a token with it, and what a treatment writes there) and
+    END (a supervised EOS); facts: matches (or merges) that were treated; untreated: those that were
+    left as text so that the example fits; text_bytes, match_bytes: UTF-8 bytes of the text that
+    TEXT and FACT tokens stand for, the same in all arms; truncated: exchanges were cut off.
     """
 
     id: str
     input_ids: np.ndarray
-    kinds: np.ndarray
+    token_roles: np.ndarray
     facts: int
     text_bytes: int
     match_bytes: int
     truncated: bool
+    untreated: int = 0
 
     @property
     def supervised(self) -> int:
         """Number of tokens that carry loss."""
-        return int(np.count_nonzero(self.kinds))
+        return int(np.count_nonzero(self.token_roles))
 
 
 def plain_encoder(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
@@ -85,16 +88,17 @@ class Renderer:
     """Turns conversations into training examples and evaluation prompts with one set of rules.
 
     Turns are stripped and read `System: …`, `User: …`, `Assistant: …`, joined by newlines; EOS
-    stands directly after every assistant turn and is supervised. inject: whether assistant turns
-    get fact tokens (the one difference between the arms). loss_on "all" supervises every token.
+    stands directly after every assistant turn and is supervised. treatment: what becomes of the
+    facts in assistant turns (None: nothing; the one difference between the arms). loss_on "all"
+    supervises every token.
     """
 
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
         *,
-        inject: bool = False,
-        injection_mode: Literal["weak", "strict"] = "weak",
+        treatment: Treatment | None = None,
+        injection_mode: Mode = "weak",
         loss_on: Literal["assistant", "all"] = "assistant",
     ):
         if tokenizer.eos_token_id is None:
@@ -102,13 +106,21 @@ class Renderer:
         self.eos: int = tokenizer.eos_token_id
         self._plain = plain_encoder(tokenizer)
         self._start = [i for i in tokenizer.encode("") if i != self.eos]  # BOS, where one is used
-        self._fact_ids: dict[str, Any] = {f: tokenizer.convert_tokens_to_ids(f) for f in FACTS}
+        fact_ids: dict[str, Any] = {f: tokenizer.convert_tokens_to_ids(f) for f in FACTS}
         unknown = tokenizer.unk_token_id
-        if inject and any(i is None or i == unknown for i in self._fact_ids.values()):
-            raise UserError("the tokenizer has no fact tokens; run scripts/make_base.py")
-        self._inject = inject
-        self._mode: Literal["weak", "strict"] = injection_mode
-        self._prompt_kind = TEXT if loss_on == "all" else PROMPT
+        if treatment and any(i is None or i == unknown for i in fact_ids.values()):
+            raise UserError(
+                f"the tokenizer has no fact tokens, so that {treatment.name} cannot be written; "
+                "run scripts/make_base.py"
+            )
+        self._responses = _ResponseEncoder(self._plain, fact_ids, treatment, injection_mode)
+        self._prompt_role = TEXT if loss_on == "all" else PROMPT
+
+    def with_all_loss(self) -> "Renderer":
+        """Return this renderer without spans that carry no loss, to measure what was learned."""
+        other = copy.copy(self)
+        other._responses = replace(self._responses, masks=False)
+        return other
 
     def prompt(self, messages: Sequence[Message], *, forced_start: str = "") -> list[int]:
         """Return the ids that end at `Assistant:`, followed by forced_start where one is given.
@@ -135,46 +147,51 @@ class Renderer:
         """Render a conversation for training, or return the reason why it is dropped.
 
         A trailing user turn is cut. A conversation of more than max_length tokens keeps its whole
-        leading exchanges; whether one fits is decided on the longer of its plain and its injected
-        form, so that both arms decide alike.
+        leading exchanges; whether one fits is decided on the longer of its plain form and that with
+        every fact a token, so that all arms decide alike. A treatment whose form is longer than
+        both leaves its last places as text where there is no room.
         """
         try:
             system, exchanges = _exchanges(_without_trailing_user(messages))
         except _IrregularError as reason:
             return str(reason)
-        ids, kinds = list(self._start), [self._prompt_kind] * len(self._start)
-        facts = text_bytes = match_bytes = kept = 0
-        length = len(ids)
+        kept: list[tuple[str, list[int], _Response]] = []
+        room = max_length - len(self._start)
         for index, (user, assistant) in enumerate(exchanges):
             user_text = _user_text(system if index == 0 else "", user, index)
             prompt = self.encode(user_text)
-            response = self._response(f" {assistant}")
-            plain, injected = response.plain, response.injected
-            length += len(prompt) + max(len(plain.ids), len(injected.ids)) + 1
-            if length > max_length:
+            response = self._responses.encode(f" {assistant}", place=f"{id}\n{index}")
+            size = len(prompt) + response.length + 1
+            if size > room:
                 break
-            chosen = injected if self._inject else plain
-            ids += [*prompt, *chosen.ids, self.eos]
-            kinds += [*[self._prompt_kind] * len(prompt), *chosen.kinds, END]
-            facts += len(response.matches) if self._inject else 0
-            text_bytes += response.text_bytes + self._scored_bytes(user_text, first=not index)
-            match_bytes += response.match_bytes
-            kept += 1
-        if kept == 0:
+            room -= size
+            kept.append((user_text, prompt, response))
+        if not kept:
             return "first_exchange_too_long"
+        ids, roles = list(self._start), [self._prompt_role] * len(self._start)
+        treated = 0
+        for _, prompt, response in kept:
+            chosen, places = self._responses.treated(response, room)
+            room -= max(0, len(chosen.ids) - response.length)
+            treated += places
+            ids += [*prompt, *chosen.ids, self.eos]
+            roles += [*[self._prompt_role] * len(prompt), *chosen.roles, END]
+        scored = (self._scored_bytes(text, first=not i) for i, (text, _, _) in enumerate(kept))
+        responses = [response for _, _, response in kept]
         return Example(
             id=id,
             input_ids=np.array(ids, dtype=np.int32),
-            kinds=np.array(kinds, dtype=np.uint8),
-            facts=facts,
-            text_bytes=text_bytes,
-            match_bytes=match_bytes,
-            truncated=kept < len(exchanges),
+            token_roles=np.array(roles, dtype=np.uint8),
+            facts=treated,
+            text_bytes=sum(response.text_bytes for response in responses) + sum(scored),
+            match_bytes=sum(response.match_bytes for response in responses),
+            truncated=len(kept) < len(exchanges),
+            untreated=sum(response.places for response in responses) - treated,
         )
 
     def _scored_bytes(self, user_text: str, *, first: bool) -> int:
         """Return the bytes of a prompt that carry loss; nothing predicts a text's first token."""
-        if self._prompt_kind == PROMPT:
+        if self._prompt_role == PROMPT:
             return 0
         size = len(user_text.encode())
         if first and not self._start:
@@ -186,66 +203,137 @@ class Renderer:
         """Return the ids of ordinary text; nothing typed becomes a token."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def _response(self, text: str) -> "_Response":
-        """Encode a response as it is and with fact tokens; one and the same without matches."""
-        matches = find_facts(text, mode=self._mode)
-        encoded = self._plain.encode(text, add_special_tokens=False)
-        plain = injected = _Tokens(encoded.ids, encoded.offsets, [TEXT] * len(encoded.ids))
-        match_bytes = 0
-        if matches:
-            injected = self._injected(text, matches)
-            segments = _segments(len(text), matches, plain.spans, injected.spans)
-            plain, injected = (_with_kinds(tokens, segments) for tokens in (plain, injected))
-            match_bytes = sum(len(text[i:j].encode()) for i, j, kind in segments if kind == MATCH)
-        return _Response(matches, plain, injected, len(text.encode()) - match_bytes, match_bytes)
-
-    def _injected(self, text: str, matches: list[Fact]) -> "_Tokens":
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        cursor = 0
-        for match in [*matches, None]:
-            between = text[cursor : match.start if match else len(text)]
-            if between:
-                piece = self._plain.encode(between, add_special_tokens=False)
-                ids += piece.ids
-                spans += [(cursor + start, cursor + end) for start, end in piece.offsets]
-            if match:
-                ids.append(self._fact_ids[match.token])
-                spans.append((match.start, match.end))
-                cursor = match.end
-        return _Tokens(ids, spans, [TEXT] * len(ids))
-
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """A response in one of the two arms; spans: the characters start to end of each token."""
+    """A response in one form; spans: the characters start to end that each token stands for."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
-    kinds: list[int]
+    roles: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """A response in both arms, whose TEXT and MATCH tokens stand for the same bytes in both."""
+    """A response as it is and with every fact a token, and what a treatment makes of it.
 
-    matches: list[Fact]
+    segments: (start, end, TEXT or FACT), whose bytes are counted alike in all arms.
+    """
+
+    text: str
     plain: _Tokens
-    injected: _Tokens
-    text_bytes: int
+    facts: _Tokens
+    segments: list[tuple[int, int, int]]
     match_bytes: int
+    written: Written
+
+    @property
+    def length(self) -> int:
+        """Tokens on which is decided whether it fits."""
+        return max(len(self.plain.ids), len(self.facts.ids))
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes outside the segments of facts."""
+        return len(self.text.encode()) - self.match_bytes
+
+    @property
+    def places(self) -> int:
+        """How many places the treatment would treat."""
+        return len(self.written.rows) + len(self.written.masked)
+
+
+@dataclass(frozen=True, slots=True)
+class _ResponseEncoder:
+    """Encodes responses as a treatment writes them; masks: whether its masked spans have no loss.
+
+    plain: the tokenizer to which no text is special; fact_ids: the id of each fact's row.
+    """
+
+    plain: "Tokenizer"
+    fact_ids: dict[str, Any]
+    treatment: Treatment | None
+    mode: Mode
+    masks: bool = True
+
+    def encode(self, text: str, *, place: str) -> _Response:
+        """Encode a response; one and the same in both forms without matches."""
+        matches = find_facts(text, mode=self.mode)
+        plain = facts = self._tokens(text, ())
+        segments, match_bytes = [(0, len(text), TEXT)], 0
+        if matches:
+            facts = self._tokens(text, FACT_TOKENS.write(text, matches).rows)
+            segments = _segments(len(text), matches, plain.spans, facts.spans)
+            match_bytes = sum(len(text[i:j].encode()) for i, j, role in segments if role == FACT)
+            plain, facts = (_with_roles(tokens, segments) for tokens in (plain, facts))
+        treatment = self.treatment
+        written = treatment.write(text, matches, place=place) if treatment else Written()
+        return _Response(text, plain, facts, segments, match_bytes, written)
+
+    def treated(self, response: _Response, room: int) -> tuple[_Tokens, int]:
+        """Return a response as it is trained on, and how many places were treated.
+
+        room: tokens that it may have beyond its length.
+        """
+        rows, masked = response.written.rows, response.written.masked
+        if masked:
+            return (self._masked(response.plain, masked) if self.masks else response.plain), len(
+                masked
+            )
+        tokens = self._with_rows(response, rows)
+        while len(tokens.ids) - response.length > room:
+            rows = rows[:-1]
+            tokens = self._with_rows(response, rows)
+        return tokens, len(rows)
+
+    def _with_rows(self, response: _Response, rows: Sequence[Row]) -> _Tokens:
+        if not rows:
+            return response.plain
+        if self.treatment == FACT_TOKENS and len(rows) == len(response.written.rows):
+            return response.facts
+        return _with_roles(self._tokens(response.text, rows), response.segments, rows)
+
+    def _masked(self, tokens: _Tokens, masked: Sequence[tuple[int, int]]) -> _Tokens:
+        """Take the loss from every token that has a part in a masked span."""
+        roles, nearest = list(tokens.roles), 0
+        for at, (start, end) in enumerate(tokens.spans):
+            while nearest < len(masked) and masked[nearest][1] <= start:
+                nearest += 1
+            if nearest < len(masked) and masked[nearest][0] < end:
+                roles[at] = PROMPT
+        return _Tokens(tokens.ids, tokens.spans, roles)
+
+    def _tokens(self, text: str, rows: Sequence[Row]) -> _Tokens:
+        """Encode a text with rows at their places, what lies between them each by itself."""
+        if not rows:
+            encoded = self.plain.encode(text, add_special_tokens=False)
+            return _Tokens(encoded.ids, encoded.offsets, [TEXT] * len(encoded.ids))
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        cursor = 0
+        for row in [*rows, None]:
+            between = text[cursor : row.start if row else len(text)]
+            if between:
+                piece = self.plain.encode(between, add_special_tokens=False)
+                ids += piece.ids
+                spans += [(cursor + start, cursor + end) for start, end in piece.offsets]
+            if row:
+                ids.append(self.fact_ids[row.token])
+                spans.append((row.start, row.end))
+                cursor = row.end
+        return _Tokens(ids, spans, [TEXT] * len(ids))
 
 
 def _segments(
-    length: int, matches: Sequence[Fact], *arms: Sequence[tuple[int, int]]
+    length: int, matches: Sequence[Fact], *forms: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int, int]]:
-    """Cut a text where a token ends in every arm; return (start, end, TEXT or MATCH) in order.
+    """Cut a text where a token ends in every form; return (start, end, TEXT or FACT) in order.
 
-    A segment with any part of a match is MATCH as a whole: in ` 6*9` one arm has the token ` 6`,
+    A segment with any part of a match is FACT as a whole: in ` 6*9` one arm has the token ` 6`,
     so the space counts with the match in the other arm, too. Takes linear time.
     """
     inside = np.zeros(length + 1, dtype=bool)  # positions between characters that a token spans
-    for spans in arms:
+    for spans in forms:
         for start, end in spans:
             inside[start + 1 : end] = True
     cuts = np.flatnonzero(~inside).tolist()
@@ -254,16 +342,20 @@ def _segments(
         while nearest < len(matches) and matches[nearest].end <= start:
             nearest += 1
         hit = nearest < len(matches) and matches[nearest].start < end
-        segments.append((start, end, MATCH if hit else TEXT))
+        segments.append((start, end, FACT if hit else TEXT))
     return segments
 
 
-def _with_kinds(tokens: _Tokens, segments: Sequence[tuple[int, int, int]]) -> _Tokens:
-    """Give each token the kind of the segment in which it begins."""
+def _with_roles(
+    tokens: _Tokens, segments: Sequence[tuple[int, int, int]], rows: Sequence[Row] = ()
+) -> _Tokens:
+    """Give each token the role of the segment in which it begins; rows in matches are FACT."""
     starts = [start for start, _, _ in segments]
     at = np.searchsorted(starts, [start for start, _ in tokens.spans], side="right") - 1
-    kinds = np.array([kind for _, _, kind in segments])[at].tolist()
-    return _Tokens(tokens.ids, tokens.spans, kinds)
+    roles = np.array([role for _, _, role in segments])[at]
+    in_match = {(row.start, row.end) for row in rows if row.in_match and row.start == row.end}
+    roles[[i for i, span in enumerate(tokens.spans) if span in in_match]] = FACT
+    return _Tokens(tokens.ids, tokens.spans, roles.tolist())
 
 
 class _IrregularError(Exception):

@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     subject = evaluation.load_for_evaluation(
         run.model_path, condition=run.condition, precision=settings.precision
     )
+    evaluation.refuse_other_data_treatment(subject.folder, config.data)
     seed = evaluation.resolved_rationale_seed(settings, subject)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
     card = evaluation.evaluation_card(
@@ -122,6 +123,7 @@ def item(
         **line,
         **evaluation.problem_verdicts(line["gold"], line["response"]),
         "applicable": bool(facts),
+        "gold_facts": evaluation.names_of(subject, facts),
         **endpoints,
     }
 

@@ -26,6 +26,7 @@ from domain_tokens.inference.sampling import Sampling
 from domain_tokens.prompts import Renderer
 from domain_tokens.training.step_plan import plan_steps
 from domain_tokens.training.trainer import train
+from domain_tokens.treatments import FACT_TOKENS
 from domain_tokens.vocabulary import layout_of
 from tests.conftest import ROOT, call, tiny_llama
 from tests.test_scripts import SCRIPTS
@@ -97,7 +98,7 @@ def model_of(family, tiny_model):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_ten_steps_have_the_losses_that_they_had(tiny_model, tokenizer, family, golden, tmp_path):
     """Packed, accumulated, with grouped heads, on rendered rows with facts (as in llm.c)."""
-    renderer = Renderer(tokenizer, inject=True)
+    renderer = Renderer(tokenizer, treatment=FACT_TOKENS)
     examples = [renderer.example(r.id, r.messages, max_length=256) for r in conversations(40)]
     changes = {"max_length": 256, "batch_size": 2, "gradient_accumulation_steps": 4}
     settings = SETTINGS.model_copy(update={**changes, "num_epochs": 1})
@@ -112,7 +113,7 @@ def test_ten_steps_have_the_losses_that_they_had(tiny_model, tokenizer, family, 
 @pytest.mark.parametrize("inject", [False, True])
 def test_prepared_data_are_the_same_to_the_bit(tokenizer, inject, golden):
     table, dropped, listed = render_table(
-        Renderer(tokenizer, inject=inject),
+        Renderer(tokenizer, treatment=FACT_TOKENS if inject else None),
         conversations(200),
         max_length=128,
         test_questions=[row["question"] for row in problem_rows(50, 1, "test")],

@@ -15,7 +15,7 @@ def make_example(ids, prompt=2):
     return Example(
         id=str(ids),
         input_ids=np.array(ids, dtype=np.int32),
-        kinds=np.array(kinds[: len(ids)], dtype=np.uint8),
+        token_roles=np.array(kinds[: len(ids)], dtype=np.uint8),
         facts=0,
         text_bytes=0,
         match_bytes=0,

@@ -16,6 +16,7 @@ from domain_tokens.data.prepared import (
 )
 from domain_tokens.errors import UserError
 from domain_tokens.prompts import Renderer
+from domain_tokens.treatments import FACT_TOKENS
 from tests.conftest import plant, train
 
 QUESTION = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many in total?"
@@ -35,14 +36,14 @@ def same(one, other):
     return (
         one.id == other.id
         and np.array_equal(one.input_ids, other.input_ids)
-        and np.array_equal(one.kinds, other.kinds)
+        and np.array_equal(one.token_roles, other.token_roles)
         and [one.facts, one.text_bytes, one.match_bytes, one.truncated]
         == [other.facts, other.text_bytes, other.match_bytes, other.truncated]
     )
 
 
 def test_examples_come_back_from_their_table(tokenizer):
-    renderer = Renderer(tokenizer, inject=True)
+    renderer = Renderer(tokenizer, treatment=FACT_TOKENS)
     made = [renderer.example(r.id, r.messages, max_length=100) for r in rows(12)]
     made = [example for example in made if not isinstance(example, str)]
     back = Examples(table_of(made))
@@ -55,7 +56,7 @@ def test_examples_come_back_from_their_table(tokenizer):
 
 
 def test_worker_processes_change_nothing(tokenizer, monkeypatch):
-    renderer = Renderer(tokenizer, inject=True)
+    renderer = Renderer(tokenizer, treatment=FACT_TOKENS)
     options = {"max_length": 64, "test_questions": [QUESTION]}
     alone, dropped, listed = render_table(renderer, rows(60), **options)
     plant(monkeypatch, "domain_tokens.data.prepared.POOL_FROM", 10)

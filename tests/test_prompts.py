@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from domain_tokens.injection import find_facts
-from domain_tokens.prompts import END, MATCH, PROMPT, TEXT, Renderer, plain_encoder
+from domain_tokens.prompts import END, FACT, PROMPT, TEXT, Renderer, plain_encoder
+from domain_tokens.treatments import FACT_TOKENS
 from domain_tokens.vocabulary import FACTS, extend_tokenizer
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
@@ -32,7 +33,7 @@ def plain(tokenizer):
 
 @pytest.fixture(scope="module")
 def injecting(tokenizer):
-    return Renderer(tokenizer, inject=True)
+    return Renderer(tokenizer, treatment=FACT_TOKENS)
 
 
 def test_the_format_word_for_word(tokenizer, plain):
@@ -45,7 +46,7 @@ def test_the_format_word_for_word(tokenizer, plain):
 
 def test_only_assistant_tokens_and_their_eos_are_supervised(tokenizer, plain):
     example = plain.example("1", CHAT, max_length=200)
-    supervised = tokenizer.decode(example.input_ids[example.kinds != PROMPT])
+    supervised = tokenizer.decode(example.input_ids[example.token_roles != PROMPT])
     assert supervised == " Hello.<|endoftext|> 6*9=54.<|endoftext|>"
 
 
@@ -60,7 +61,7 @@ def test_eos_is_supervised_although_it_is_also_the_pad_token(tokenizer, plain):
     example = plain.example("1", CHAT, max_length=200)
     ends = example.input_ids == tokenizer.eos_token_id
     assert ends.sum() == 2
-    assert (example.kinds[ends] == END).all()
+    assert (example.token_roles[ends] == END).all()
 
 
 @given(question=words, answer=words)
@@ -74,9 +75,9 @@ def test_a_training_prefix_equals_the_evaluation_prompt(plain, injecting, questi
             continue
         prompt = renderer.prompt([("user", question)])
         assert example.input_ids[: len(prompt)].tolist() == prompt
-        assert (example.kinds[: len(prompt)] == PROMPT).all()
-        assert (example.kinds[len(prompt) :] != PROMPT).all()
-        assert example.kinds[-1] == END
+        assert (example.token_roles[: len(prompt)] == PROMPT).all()
+        assert (example.token_roles[len(prompt) :] != PROMPT).all()
+        assert example.token_roles[-1] == END
 
 
 @pytest.mark.parametrize("forgery", ["<|endoftext|>", "<MUL_6_9_54>", "<|padding_0|>"])
@@ -98,7 +99,7 @@ def test_injection_touches_assistant_turns_only(tokenizer, injecting):
     assert "User: 6*9?" in text
     assert "Assistant: <MUL_6_9_54>.<|endoftext|>" in text
     assert example.facts == 1
-    assert tokenizer.decode(example.input_ids[example.kinds == MATCH]) == " <MUL_6_9_54>"
+    assert tokenizer.decode(example.input_ids[example.token_roles == FACT]) == " <MUL_6_9_54>"
 
 
 # --- which bytes the bits per byte are of ---------------------------------------------------------
@@ -162,10 +163,10 @@ def _width(tokenizer, token):
 
 
 def _bytes_under(tokenizer, example, text, prompt_length):
-    """The byte positions of a response under TEXT and under MATCH tokens; facts by their spans."""
+    """The byte positions of a response under TEXT and under FACT tokens; facts by their spans."""
     facts = iter(find_facts(text))
-    at, under = 0, {TEXT: set(), MATCH: set()}
-    ids, kinds = example.input_ids[prompt_length:-1], example.kinds[prompt_length:-1]
+    at, under = 0, {TEXT: set(), FACT: set()}
+    ids, kinds = example.input_ids[prompt_length:-1], example.token_roles[prompt_length:-1]
     for token, kind in zip(tokenizer.convert_ids_to_tokens(ids.tolist()), kinds, strict=True):
         if token in FACTS:
             fact = next(facts)
@@ -189,7 +190,10 @@ pieces = st.lists(
 
 @pytest.fixture(scope="module")
 def both_arms(any_tokenizer):
-    return [Renderer(any_tokenizer, inject=inject) for inject in (False, True)]
+    return [
+        Renderer(any_tokenizer, treatment=FACT_TOKENS if inject else None)
+        for inject in (False, True)
+    ]
 
 
 @settings(deadline=None, max_examples=300)
@@ -207,7 +211,7 @@ def test_both_arms_are_measured_on_the_same_bytes(any_tokenizer, both_arms, text
         made = renderer.example("1", [("user", "q"), ("assistant", text)], max_length=10**4)
         under.append(_bytes_under(any_tokenizer, made, response, start))
         assert made.text_bytes == len(under[-1][TEXT])
-        assert made.match_bytes == len(under[-1][MATCH])
+        assert made.match_bytes == len(under[-1][FACT])
         assert made.text_bytes + made.match_bytes == len(response.encode())
     assert under[0] == under[1]
     matched = {
@@ -215,7 +219,7 @@ def test_both_arms_are_measured_on_the_same_bytes(any_tokenizer, both_arms, text
         for f in find_facts(response)
         for i in range(len(response[: f.start].encode()), len(response[: f.end].encode()))
     }
-    assert matched <= under[0][MATCH]
+    assert matched <= under[0][FACT]
 
 
 def test_the_same_bytes_in_gpt2s_tokens(plain, injecting):
@@ -266,8 +270,8 @@ def test_a_response_is_rendered_as_the_slow_definition_says(
     ids, touched = _slowly(encoder, tokenizer, f" {text}", inject)
     assert made.input_ids[start:-1].tolist() == ids
     assert made.facts == (len(find_facts(f" {text}")) if inject else 0)
-    for kind, hit in zip(made.kinds[start:-1], touched, strict=True):
-        assert kind == MATCH if hit else kind in (TEXT, MATCH)
+    for kind, hit in zip(made.token_roles[start:-1], touched, strict=True):
+        assert kind == FACT if hit else kind in (TEXT, FACT)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +368,7 @@ def test_prefix_equals_prompt_for_every_gsm8k_row(tokenizer, plain, injecting):
                 "1", [("user", row["question"]), ("assistant", row["answer"])], max_length=1024
             )
             assert example.input_ids[: len(prompt)].tolist() == prompt
-            assert example.kinds[len(prompt) - 1] == PROMPT
-            assert example.kinds[len(prompt)] != PROMPT
+            assert example.token_roles[len(prompt) - 1] == PROMPT
+            assert example.token_roles[len(prompt)] != PROMPT
             assert example.input_ids[-1] == tokenizer.eos_token_id
-            assert example.kinds[-1] == END
+            assert example.token_roles[-1] == END

@@ -108,7 +108,7 @@ def test_logits_only_where_there_is_loss_give_the_loss_of_full_logits(tiny_model
         ids = torch.from_numpy(example.input_ids[None].astype(np.int64))
         log_p = tiny_model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         picked = log_p[torch.arange(len(log_p)), ids[0, 1:]]
-        expected = expected - picked[torch.from_numpy(example.kinds[1:] > 0)].sum()
+        expected = expected - picked[torch.from_numpy(example.token_roles[1:] > 0)].sum()
     assert torch.allclose(mine, expected, rtol=1e-5)
 
 
@@ -127,7 +127,9 @@ def plain_losses(model, examples, plan):
         total = 0.0
         for i in (i for rows in step for row in rows for i in row):
             ids = torch.from_numpy(examples[i].input_ids[None].astype(np.int64))
-            labels = ids[0, 1:].masked_fill(torch.from_numpy(examples[i].kinds[1:] == 0), -100)
+            labels = ids[0, 1:].masked_fill(
+                torch.from_numpy(examples[i].token_roles[1:] == 0), -100
+            )
             logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum")
             (loss / plan.supervised[number]).backward()

@@ -16,7 +16,7 @@ from domain_tokens.runs import CARD_NAME, format_versions, hash_files
 # What a stage's run card says of how it was trained, which its descendants' cards repeat.
 ANCESTRY = (
     *("stage", "condition", "seed", "weights", "tokenizer", "config", "data", "order_digest"),
-    *("formats", "inject", "injected_examples", "injected_tokens", "cross_base"),
+    *("formats", "inject", "injected_examples", "injected_tokens", "treatment", "cross_base"),
 )
 SETTING = {"code": ("tree",), "environment": ("device_type", "dtype")}
 

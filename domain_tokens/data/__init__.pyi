@@ -13,6 +13,7 @@ from .examples import problem_messages as problem_messages
 from .prepared import DataReport as DataReport
 from .prepared import Prepared as Prepared
 from .prepared import StageData as StageData
+from .prepared import kept_json as kept_json
 from .prepared import prepare_examples as prepare_examples
 from .sources import file_hashes as file_hashes
 from .sources import read_rows as read_rows
@@ -38,6 +39,7 @@ __all__ = [
     "file_hashes",
     "find_repeat",
     "hold_out",
+    "kept_json",
     "load_conversations",
     "load_problems",
     "load_questions",

@@ -23,7 +23,7 @@ from domain_tokens.data.decontamination import Decontaminator, find_repeat
 from domain_tokens.data.examples import Conversation
 from domain_tokens.errors import UserError
 from domain_tokens.prompts import Example, Renderer
-from domain_tokens.runs import code_hash, format_versions, hash_json
+from domain_tokens.runs import code_hash, format_versions, hash_json, read_json, write_json
 
 CHUNK = 250  # conversations that a worker gets at a time
 POOL_FROM = 4000  # conversations; below, starting workers costs more than they save
@@ -31,11 +31,12 @@ SCHEMA = pa.schema(
     {
         "id": pa.large_string(),
         "input_ids": pa.large_list(pa.int32()),
-        "kinds": pa.large_list(pa.uint8()),
+        "token_roles": pa.large_list(pa.uint8()),
         "facts": pa.int32(),
         "text_bytes": pa.int64(),
         "match_bytes": pa.int64(),
         "truncated": pa.bool_(),
+        "untreated": pa.int32(),
     }
 )
 
@@ -95,7 +96,7 @@ class Examples(Sequence[Example]):
         self._ids: list[str] = self._columns["id"].to_pylist()
         self._starts = self._columns["input_ids"].offsets.to_numpy()
         self._tokens = self._columns["input_ids"].values.to_numpy()
-        self._kinds = self._columns["kinds"].values.to_numpy()
+        self._roles = self._columns["token_roles"].values.to_numpy()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -112,7 +113,7 @@ class Examples(Sequence[Example]):
         place = index % len(self)
         span = slice(self._starts[place], self._starts[place + 1])
         numbers = (self._columns[name][place].as_py() for name in SCHEMA.names[3:])
-        return Example(self._ids[place], self._tokens[span], self._kinds[span], *numbers)
+        return Example(self._ids[place], self._tokens[span], self._roles[span], *numbers)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -240,6 +241,16 @@ def prepare_examples(
     return found
 
 
+def kept_json(identity: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what an earlier run kept under the same key, or make and keep it."""
+    file = cache_folder() / f"{cache_key(identity)}.json"
+    _make(file.parent)
+    with _alone(file.with_suffix(".lock")):
+        if not file.is_file():
+            write_json(file, make())
+        return read_json(file)
+
+
 def cache_key(identity: dict[str, Any]) -> str:
     """Return the key under which examples are kept: a hash of identity and of the code."""
     code = code_hash([Path(__file__)])
@@ -287,7 +298,7 @@ def _tables(
         renderer, data.train, max_length=max_length, test_questions=data.test_questions
     )
     validation, lost, _ = render_table(
-        renderer, data.validation, max_length=max_length, name="validation"
+        renderer.with_all_loss(), data.validation, max_length=max_length, name="validation"
     )
     sources = {row.id: row.source for row in data.train}
     composition = Counter(sources[i] for i in train["id"].to_pylist())

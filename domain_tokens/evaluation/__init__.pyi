@@ -5,8 +5,8 @@ from .checkpoint import LoadedCheckpoint as LoadedCheckpoint
 from .checkpoint import evaluation_card as evaluation_card
 from .checkpoint import evaluation_identity as evaluation_identity
 from .checkpoint import load_for_evaluation as load_for_evaluation
+from .checkpoint import refuse_other_data_treatment as refuse_other_data_treatment
 from .checkpoint import resolved_rationale_seed as resolved_rationale_seed
-from .checkpoint import response_text as response_text
 from .endpoints import distractors as distractors
 from .endpoints import gold_rationale_log_probs as gold_rationale_log_probs
 from .endpoints import table_scores as table_scores
@@ -14,6 +14,8 @@ from .evaluation_run import EvaluationRun as EvaluationRun
 from .evaluation_run import parse_evaluation as parse_evaluation
 from .fact_tokens import facts_in_solution as facts_in_solution
 from .fact_tokens import facts_with_product as facts_with_product
+from .fact_tokens import names_of as names_of
+from .fact_tokens import read_response as read_response
 from .gsm8k import answer_endpoints as answer_endpoints
 from .gsm8k import gsm8k_questions as gsm8k_questions
 from .gsm8k import read_golds as read_golds
@@ -57,6 +59,7 @@ __all__ = [
     "gsm8k_questions",
     "item_of",
     "load_for_evaluation",
+    "names_of",
     "parse_evaluation",
     "probe_questions",
     "probe_verdicts",
@@ -64,10 +67,11 @@ __all__ = [
     "probes_fingerprint",
     "problem_verdicts",
     "read_golds",
+    "read_response",
     "refuse_broken_weights",
     "refuse_long_questions",
+    "refuse_other_data_treatment",
     "resolved_rationale_seed",
-    "response_text",
     "table_scores",
     "verify_data",
     "verify_results",

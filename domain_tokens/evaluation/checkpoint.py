@@ -11,12 +11,14 @@ from domain_tokens.checkpoints import (
     check_parent,
     load_model,
     load_tokenizer,
+    read_card,
 )
 from domain_tokens.data import file_hashes
 from domain_tokens.errors import UserError
-from domain_tokens.inference import Response, prepack_
+from domain_tokens.inference import prepack_
 from domain_tokens.runs import (
     PACKAGE,
+    DataSection,
     Device,
     GSM8KSection,
     choose_device,
@@ -26,6 +28,7 @@ from domain_tokens.runs import (
     init_distributed,
     run_environment,
 )
+from domain_tokens.treatments import Treatment, record_in, refuse_other_treatment, treatment_of
 from domain_tokens.vocabulary import Layout, layout_of
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class LoadedCheckpoint:
     """The checkpoint under test.
 
     model, device and verified (the folder as it was loaded) are None where only its tokenizer is
-    wanted.
+    wanted. treatment: how its rows are read; None where they are read as the facts of their names.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class LoadedCheckpoint:
     layout: Layout
     device: Device | None = None
     verified: VerifiedParent | None = None
+    treatment: Treatment | None = None
 
 
 def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> LoadedCheckpoint:
@@ -60,10 +64,29 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
         layout = layout_of(tokenizer)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
+    treatment = treatment_in(folder)
     model = load_model(folder, dtype=device.dtype)
     verified.refuse_changed_since()
     model = prepack_(model.to(device.type))
-    return LoadedCheckpoint(folder, model, tokenizer, layout, device, verified)
+    return LoadedCheckpoint(folder, model, tokenizer, layout, device, verified, treatment)
+
+
+def treatment_in(folder: Path) -> Treatment | None:
+    """Return what a checkpoint was trained under; UserError where its run card belies itself."""
+    try:
+        return treatment_of(read_card(folder))
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def refuse_other_data_treatment(folder: Path, data: DataSection) -> None:
+    """Raise UserError where a config names another treatment than the checkpoint's run card."""
+    refuse_other_treatment(
+        record_in(read_card(folder)),
+        name=data.treatment,
+        treated_facts=data.treated_facts,
+        folder=folder,
+    )
 
 
 def resolved_rationale_seed(settings: GSM8KSection, subject: LoadedCheckpoint) -> int:
@@ -129,8 +152,3 @@ def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:
         **{key: card.get(key) for key in keys},
         "code": code_hash(sorted((PACKAGE / "evaluation").glob("*.py"))),
     }
-
-
-def response_text(subject: LoadedCheckpoint, response: Response) -> str:
-    """Return what a response says; fact tokens read `<MUL_6_9_54>`."""
-    return _decode(subject, response.token_ids)

@@ -91,6 +91,8 @@ def derived_keys(evaluation: str, item: Item) -> Item:
             **probe_verdicts(item["gold"], item["response"]),
         }
     found = problem_verdicts(item["gold"], item["response"])
+    if "gold_facts" in item:  # newer than some evaluations
+        found["applicable"] = bool(item["gold_facts"])
     if "g1_log_probs" in item:
         found |= item_scores(item["g1_log_probs"], item["g2_log_probs"])
     return found

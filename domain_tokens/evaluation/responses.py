@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from domain_tokens.errors import UserError
-from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, evaluation_identity, response_text
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, evaluation_identity
 from domain_tokens.evaluation.endpoints import sample_seed
-from domain_tokens.evaluation.fact_tokens import fact_spans, reserved_counts
+from domain_tokens.evaluation.fact_tokens import read_response, reserved_counts
 from domain_tokens.inference import GREEDY, Response, Sampling, generate
 from domain_tokens.runs import (
     Found,
@@ -295,14 +295,15 @@ def item_of(
 
     right: ids of the facts that belong in its answer.
     """
+    text, spans = read_response(subject, response.token_ids)
     return {
         "id": question.id,
         "category": question.category,
         "prompt": question.prompt,
         "prompt_hash": question.prompt_hash,
-        "response": response_text(subject, response),
+        "response": text,
         "token_ids": response.token_ids,
-        "fact_spans": [list(span) for span in fact_spans(subject, response.token_ids)],
+        "fact_spans": [list(span) for span in spans],
         "stop_reason": response.stop,
         "gold": question.gold,
         **reserved_counts(subject, response.token_ids, right),

@@ -14,12 +14,14 @@ from domain_tokens.checkpoints import load_tokenizer
 from domain_tokens.data import file_hashes, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.arithmetic import probes_fingerprint
-from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, treatment_in
 from domain_tokens.evaluation.endpoints import cut_before_answer
 from domain_tokens.evaluation.fact_tokens import (
     facts_in_solution,
     facts_with_product,
+    names_of,
     reserved_counts,
+    rows_of,
 )
 from domain_tokens.evaluation.gsm8k import gsm8k_questions
 from domain_tokens.evaluation.metrics import (
@@ -201,7 +203,8 @@ def _verify_rationales(
 def subject_of(folder: Path) -> LoadedCheckpoint:
     """Load what decodes a checkpoint's tokens, without its model."""
     tokenizer = load_tokenizer(folder)
-    return LoadedCheckpoint(folder, None, tokenizer, layout_of(tokenizer))
+    layout = layout_of(tokenizer)
+    return LoadedCheckpoint(folder, None, tokenizer, layout, treatment=treatment_in(folder))
 
 
 def verify_tokens(results: Path, folder: Path) -> str:
@@ -271,6 +274,7 @@ def verify_data(results: Path, folder: Path) -> str:
         raise UserError(f"{results} has {len(items)} items, the data {len(questions)}")
     for item, problem, question in zip(items, loaded.items, questions, strict=True):
         facts = facts_in_solution(subject, problem)
+        belong = rows_of(subject, facts)
         again = {
             "id": question.id,
             "category": question.category,
@@ -278,10 +282,12 @@ def verify_data(results: Path, folder: Path) -> str:
             "prompt_hash": question.prompt_hash,
             "gold": question.gold,
             "applicable": bool(facts),
-            "mul_tokens_correct": sum(i in facts for i in item["token_ids"]),
+            "mul_tokens_correct": sum(i in belong for i in item["token_ids"]),
         }
+        if "gold_facts" in items[0]:  # newer than some evaluations
+            again["gold_facts"] = names_of(subject, facts)
         _refuse_difference(
-            again, {k: item[k] for k in again}, f"{results}: {question.id}", "the data say"
+            again, {k: item.get(k) for k in again}, f"{results}: {question.id}", "the data say"
         )
     return f"{len(items)} questions and golds"
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
+from domain_tokens.treatments import Name, TreatedFacts
 
 MAX_SEED = 2**32 - 1  # of NumPy's generators
 MAX_COUNT = 2**31 - 1  # rows, tokens, steps
@@ -52,7 +53,11 @@ class TrainingSection(Section):
 
 
 class DataSection(Section):
-    """Where examples come from: a hub id, or a local file or folder."""
+    """Where examples come from: a hub id, or a local file or folder.
+
+    treatment, treated_facts: what condition mul_tokens makes of which facts (treatments.py); null:
+    as the parent's run card says, and fact_token for all facts where it says nothing.
+    """
 
     source: str
     split: str = "train"
@@ -61,6 +66,8 @@ class DataSection(Section):
     holdout: Count | None = None
     subset_seed: Seed = 42
     injection_mode: Literal["weak", "strict"] = "weak"
+    treatment: Name | None = None
+    treated_facts: TreatedFacts | None = None
     decontaminate_against: str | None = None
     decontaminate_split: str = "test"
 
@@ -77,6 +84,9 @@ class TrackingSection(Section):
     run_name: str | None = None
 
 
+NEWER_KEYS = (("data", "treatment"), ("data", "treated_facts"))  # at default: as runs without them
+
+
 class SFTConfig(Section):
     """Everything that a training stage can be told by YAML."""
 
@@ -85,8 +95,15 @@ class SFTConfig(Section):
     tracking: TrackingSection = TrackingSection()
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the weights: all but the tracking."""
-        return self.model_dump(exclude={"tracking"})
+        """Return what decides the weights: all but the tracking.
+
+        Keys that are newer than some finished runs stand there only where they say something.
+        """
+        tree = self.model_dump(exclude={"tracking"})
+        for section, key in NEWER_KEYS:
+            if tree[section][key] == type(getattr(self, section)).model_fields[key].default:
+                del tree[section][key]
+        return tree
 
 
 class ModelSection(Section):

@@ -56,7 +56,7 @@ def shown_example(tokenizer: "PreTrainedTokenizerBase", shown: Example) -> str:
         highlighted(
             tokenizer,
             shown.input_ids[part].tolist(),
-            (shown.kinds[part] > 0).tolist(),
+            (shown.token_roles[part] > 0).tolist(),
             skip_special=False,
         )
         for part in parts

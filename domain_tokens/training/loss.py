@@ -17,7 +17,7 @@ from domain_tokens.modeling import (
     token_cross_entropy,
     without_head,
 )
-from domain_tokens.prompts import MATCH, TEXT, Example
+from domain_tokens.prompts import FACT, TEXT, Example
 from domain_tokens.runs import Device, TrainingSection
 from domain_tokens.training.step_plan import IGNORED, MicroBatch, build_micro_batch, split_step
 
@@ -124,10 +124,11 @@ def evaluate_loss(
             half = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
             with half, packed_tokens(model):
                 nats = token_losses(model, inputs).double().cpu().numpy()
-            kinds = np.concatenate([e.kinds[1:][e.kinds[1:] > 0] for row in grouped for e in row])
+            roles = np.concatenate([e.token_roles[1:] for row in grouped for e in row])
+            roles = roles[roles > 0]
             total += float(nats.sum())
-            text += float(nats[kinds == TEXT].sum())
-            eligible += float(nats[kinds == MATCH].sum())
+            text += float(nats[roles == TEXT].sum())
+            eligible += float(nats[roles == FACT].sum())
             tokens += len(nats)
     if not math.isfinite(total):
         raise FailedError(

@@ -46,7 +46,7 @@ def load_examples(config: PretrainingConfig, tokenizer: "PreTrainedTokenizerBase
             Example(
                 id=str(number),
                 input_ids=np.array(ids, dtype=np.int32),
-                kinds=np.array([TEXT] * (len(ids) - 1) + [END], dtype=np.uint8),
+                token_roles=np.array([TEXT] * (len(ids) - 1) + [END], dtype=np.uint8),
                 facts=0,
                 text_bytes=len(text.encode()),
                 match_bytes=0,

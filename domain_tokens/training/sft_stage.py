@@ -28,7 +28,6 @@ from domain_tokens.runs import (
     is_main_process,
     open_workspace,
     peak_flops,
-    read_json,
     run_environment,
     sealed,
     world_size,
@@ -36,7 +35,15 @@ from domain_tokens.runs import (
 )
 from domain_tokens.training.stage_data import _validation_drops, prepare_stage, source_files
 from domain_tokens.training.stage_run import StageRun
+from domain_tokens.training.stage_treatment import (
+    decide_treatment,
+    parents_treatment,
+    refuse_other_run,
+    refuse_without_facts,
+    treatment_in_words,
+)
 from domain_tokens.training.tracking import require_trackers, with_run_name
+from domain_tokens.treatments import Treatment, treatment_from
 
 if TYPE_CHECKING:
     from domain_tokens.data import Prepared, StageData
@@ -48,11 +55,13 @@ if TYPE_CHECKING:
 class OpenStage:
     """One stage that was found fit to begin: what it was told, its parent, its output folder.
 
-    parent: as it was verified, which is what the run card says of it.
+    treatment: the record of its parent's run card. parent: as it was verified, which is what the
+    run card says of it.
     """
 
     run: StageRun
     load: Callable[["SFTConfig"], "StageData"]
+    treatment: dict[str, Any] | None
     workspace: Workspace
     parent: VerifiedParent
 
@@ -74,6 +83,7 @@ def open_stage(
     config, inject = run.config, run.inject
     require_trackers(config.tracking)
     parent = check_parent(run.model_path, condition=run.condition, cross_base=run.cross_base)
+    treatment = parents_treatment(run, parent.card)
     if run.condition == "mul_tokens" and not inject and not run.allow_no_injection:
         raise UserError(
             "--condition mul_tokens would be trained without fact tokens; add --inject-mul-tokens, "
@@ -93,8 +103,8 @@ def open_stage(
         run.output_dir, results_name, identity, resume=resume, overwrite=run.overwrite
     )
     if workspace.finished:
-        _refuse_other_injection(workspace, inject=inject)
-    return OpenStage(run, load, workspace, parent)
+        refuse_other_run(workspace, config, inject=inject)
+    return OpenStage(run, load, treatment, workspace, parent)
 
 
 def _deciding_code(load: Callable) -> str:
@@ -105,20 +115,12 @@ def _deciding_code(load: Callable) -> str:
     return code_hash(modules, alone=alone)
 
 
-def _refuse_other_injection(workspace: Workspace, *, inject: bool) -> None:
-    """Refuse a finished folder from before `inject` was recorded, if its counts belie it."""
-    results = read_json(workspace.final / workspace.results_name)
-    found = results.get("injected_tokens")
-    if found is not None and bool(found) != inject and not results.get("inject"):
-        raise UserError(
-            f"{workspace.final} was made with {found} fact tokens in its training text, now "
-            f"inject is {inject}; give the same arguments, or another --output-dir"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a stage trains, where and on what, found fit; began: how its fact rows began."""
+    """What a stage trains, where and on what, loaded and found fit.
+
+    began: how its fact rows began. treatment: what becomes of facts, as the run card records it.
+    """
 
     device: Device
     model: Any
@@ -126,6 +128,7 @@ class _Loaded:
     data: "Prepared"
     plan: Any
     began: dict[str, Any]
+    treatment: dict[str, Any] | None
 
 
 def _load(stage: OpenStage) -> _Loaded:
@@ -145,13 +148,13 @@ def _load(stage: OpenStage) -> _Loaded:
     stage.parent.refuse_changed_since()
     refuse_unfit_to_train(model, tokenizer, settings, parent)
     began = begin_fact_rows(model, tokenizer, parent, seed=settings.seed)
-    renderer = _renderer(stage, tokenizer)
-    data = prepare_stage(
-        stage.run, stage.load, renderer, tokenizer=stage.parent.hashes["tokenizer"]
-    )
-    _refuse_without_facts(stage, data)
+    treatment = decide_treatment(stage, _renderer(stage, tokenizer, None))
+    written = treatment if stage.inject else None
+    renderer = _renderer(stage, tokenizer, treatment_from(written))
+    data = prepare_stage(stage.run, stage.load, renderer, parent=stage.parent, treatment=written)
+    refuse_without_facts(stage, data, treatment)
     plan = plan_steps(data.train, settings, processes=world_size())
-    return _Loaded(device, model, tokenizer, data, plan, began)
+    return _Loaded(device, model, tokenizer, data, plan, began, treatment)
 
 
 def run_stage(stage: OpenStage) -> dict[str, Any] | None:
@@ -168,14 +171,15 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
 
     loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
     model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
-    print(f"{_announcement(data, plan, settings)}\n{fact_rows_in_words(loaded.began)}", flush=True)
+    told = [_announcement(data, plan, settings), treatment_in_words(loaded.treatment)]
+    print(*filter(None, [*told, fact_rows_in_words(loaded.began)]), sep="\n", flush=True)
     print(shown_example(tokenizer, data.train[plan.order[0]]), flush=True)
     if stage.run.dry_run:
         print(dry_run_estimate(model, data.train, plan, settings, loaded.device))
         return None
     refuse_zero_rates(plan, settings)
     results = _results(stage, data, plan) | {"fact_rows": loaded.began}
-    card = _card(stage, loaded, results)
+    card: dict[str, Any] = {**_card(stage, loaded, results), "treatment": loaded.treatment}
     if is_main_process():
         replaces = len(plan.steps) > settings.save_steps
         refuse_without_room(model, tokenizer, workspace, replaces=replaces)
@@ -206,17 +210,18 @@ def _trained(stage: OpenStage, loaded: _Loaded) -> dict[str, Any]:
         "train_samples_per_second": len(plan.order) / outcome.seconds,
         "tokens_per_second": sum(plan.tokens) / outcome.seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
+        "flops": outcome.flops,
         **_utilisation(outcome, peak, peak_flops(*loaded.device)),
         **evaluate_loss(loaded.model, loaded.data.validation, settings, loaded.device),
     }
 
 
-def _renderer(stage: OpenStage, tokenizer: Any) -> "Renderer":
+def _renderer(stage: OpenStage, tokenizer: Any, treatment: Treatment | None) -> "Renderer":
     from domain_tokens.prompts import Renderer
 
     return Renderer(
         tokenizer,
-        inject=stage.inject,
+        treatment=treatment,
         injection_mode=stage.config.data.injection_mode,
         loss_on=stage.config.training.loss_on,
     )
@@ -244,19 +249,6 @@ def stage_summary(results: dict[str, Any], folder: Path, name: str) -> str:
         ("results", f"{folder}/{name}"),
     ]
     return "\n".join(f"  {key:<16} {value}" for key, value in lines)
-
-
-def _refuse_without_facts(stage: OpenStage, data: "Prepared") -> None:
-    """Refuse a run of the treated arm that would be one of the baseline."""
-    if not stage.inject or stage.run.allow_no_injection:
-        return
-    if not any(example.facts for example in data.train):
-        raise UserError(
-            f"condition mul_tokens, but no product that could be a fact token is in the "
-            f"{len(data.train)} training examples (data.injection_mode is "
-            f"{stage.config.data.injection_mode}); give other or more data, or "
-            "--allow-no-injection if that is meant"
-        )
 
 
 def _announcement(data: "Prepared", plan: Any, settings: Any) -> str:
@@ -296,6 +288,7 @@ def _results(stage: OpenStage, data: "Prepared", plan: Any) -> dict[str, Any]:
         "injected_examples": touched,
         "injected_tokens": sum(e.facts for e in examples),
         "injection_rate": touched / len(examples),
+        "untreated_places": sum(e.untreated for e in examples),
         "source_composition": account.source_composition,
         "order_digest": digest_of_ids(examples[i].id for i in plan.order),
         "eval_split": account.eval_split,

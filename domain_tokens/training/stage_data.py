@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domain_tokens.data import VAL_KEY, file_hashes, load_questions, other_place, source_identity
 from domain_tokens.errors import UserError
 from domain_tokens.runs import PACKAGE, code_hash
 
 if TYPE_CHECKING:
+    from domain_tokens.checkpoints import VerifiedParent
     from domain_tokens.data import DataReport, Prepared, StageData, UsualValidation
     from domain_tokens.prompts import Renderer
     from domain_tokens.runs import DataSection, SFTConfig
@@ -57,35 +58,43 @@ def _loading_code(load: Callable) -> str:
     return code_hash([PACKAGE / "data" / "prepared.py"], alone=alone)
 
 
+def stage_identity(
+    run: "StageRun", load: Callable[["SFTConfig"], "StageData"], parent: "VerifiedParent"
+) -> dict[str, Any]:
+    """Return what tells a stage's rows, tokenizer and settings apart, whatever the treatment."""
+    config, settings = run.config, run.config.training
+    limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
+    return {
+        "sources": [
+            source_identity(source, split=split, key=key)
+            for key, source, split in stage_sources(config, run.usual_validation)
+        ],
+        "data": config.data.model_dump(exclude={"treatment", "treated_facts"}),
+        "training": {name: getattr(settings, name) for name in limits},
+        "tokenizer": parent.hashes["tokenizer"],
+        "kind": load.__module__,
+        "code": _loading_code(load),
+    }
+
+
 def prepare_stage(
     run: "StageRun",
     load: Callable[["SFTConfig"], "StageData"],
     renderer: "Renderer",
     *,
-    tokenizer: str,
+    parent: "VerifiedParent",
+    treatment: dict[str, Any] | None,
 ) -> "Prepared":
     """Render what a stage trains on, or find it where an earlier run of the same data kept it.
 
-    tokenizer: the hash of the parent's, as verified.
+    parent: as verified. treatment: what the renderer writes, as the run card records it.
     """
     from domain_tokens.data import prepare_examples
 
-    config, settings = run.config, run.config.training
-    limits = ("max_length", "max_train_samples", "max_val_samples", "loss_on")
-    identity = {
-        "sources": [
-            source_identity(source, split=split, key=key)
-            for key, source, split in stage_sources(config, run.usual_validation)
-        ],
-        "data": config.data.model_dump(),
-        "training": {name: getattr(settings, name) for name in limits},
-        "tokenizer": tokenizer,
-        "inject": run.inject,
-        "kind": load.__module__,
-        "code": _loading_code(load),
-    }
+    config = run.config
+    identity = {**stage_identity(run, load, parent), "treatment": treatment}
     found = prepare_examples(
-        lambda: load(config), renderer, max_length=settings.max_length, identity=identity
+        lambda: load(config), renderer, max_length=config.training.max_length, identity=identity
     )
     if not found.train:
         dropped = found.account.dropped

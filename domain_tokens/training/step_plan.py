@@ -64,7 +64,7 @@ def plan_steps(
 
 
 def _targets(example: Example) -> int:
-    return int(np.count_nonzero(example.kinds[1:]))  # the first token is never predicted
+    return int(np.count_nonzero(example.token_roles[1:]))  # the first token is never predicted
 
 
 IGNORED = -100  # PyTorch's cross_entropy ignore_index
@@ -146,7 +146,7 @@ def build_micro_batch(rows: Sequence[Sequence[Example]], *, pad_id: int) -> Micr
             size = len(example.input_ids)
             input_ids[b, at : at + size] = example.input_ids
             position_ids[b, at : at + size] = np.arange(size)
-            following = np.where(example.kinds[1:] > 0, example.input_ids[1:], IGNORED)
+            following = np.where(example.token_roles[1:] > 0, example.input_ids[1:], IGNORED)
             targets[b, at : at + size - 1] = following
             at += size
         position_ids[b, at:] = np.arange(width - at)

@@ -84,9 +84,9 @@ def examples(count):
         ids = [*chooser.integers(1, VOCABULARY, size=int(chooser.integers(6, 40))).tolist(), 0]
         example = make_example(ids)
         if number % 2:
-            kinds = example.kinds.copy()
+            kinds = example.token_roles.copy()
             kinds[4 : len(ids) // 2 + 2] = 0
-            example = dataclasses.replace(example, kinds=kinds)
+            example = dataclasses.replace(example, token_roles=kinds)
         made.append(example)
     return made
 
@@ -98,7 +98,7 @@ def example_loss(model, example):
     """Summed cross-entropy in nats of the tokens that carry loss, and their number."""
     ids = torch.from_numpy(example.input_ids.astype(np.int64))
     log_p = model(ids[None], use_cache=False).logits[0].log_softmax(-1)
-    places = [t for t in range(1, len(ids)) if example.kinds[t]]
+    places = [t for t in range(1, len(ids)) if example.token_roles[t]]
     return -sum(log_p[t - 1, ids[t]] for t in places), len(places)
 
 
@@ -222,11 +222,14 @@ def test_five_steps_with_warm_up_are_those_written_out(family, tmp_path):
 
 
 def masked_eos(rows):
-    return [dataclasses.replace(e, kinds=np.array([*e.kinds[:-1], 0], np.uint8)) for e in rows]
+    return [
+        dataclasses.replace(e, token_roles=np.array([*e.token_roles[:-1], 0], np.uint8))
+        for e in rows
+    ]
 
 
 def all_supervised(rows):
-    return [dataclasses.replace(e, kinds=np.ones_like(e.kinds)) for e in rows]
+    return [dataclasses.replace(e, token_roles=np.ones_like(e.token_roles)) for e in rows]
 
 
 @pytest.mark.parametrize("change", [masked_eos, all_supervised])

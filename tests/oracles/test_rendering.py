@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from domain_tokens.injection import find_facts
 from domain_tokens.prompts import Renderer
+from domain_tokens.treatments import FACT_TOKENS
 
 from .bpe import BPE, gpt2_files
 
@@ -92,7 +93,7 @@ def check_example(renderer, messages, *, inject=False, max_length=LONG):
         return
     assert not isinstance(found, str), found
     assert found.input_ids.tolist() == expected[0]
-    assert (np.asarray(found.kinds) > 0).astype(int).tolist() == expected[1]
+    assert (np.asarray(found.token_roles) > 0).astype(int).tolist() == expected[1]
 
 
 def check_prompt(renderer, messages, forced_start=""):
@@ -102,7 +103,10 @@ def check_prompt(renderer, messages, forced_start=""):
 
 @pytest.fixture(scope="module")
 def renderers(tokenizer):
-    return {inject: Renderer(tokenizer, inject=inject) for inject in (False, True)}
+    return {
+        inject: Renderer(tokenizer, treatment=FACT_TOKENS if inject else None)
+        for inject in (False, True)
+    }
 
 
 # Real rows
@@ -209,8 +213,8 @@ class Changed:
         found = self._renderer.example(id, self._messages(messages), max_length=max_length)
         if isinstance(found, str) or self._ids is None:
             return found
-        ids, kinds = self._ids(list(found.input_ids), list(found.kinds))
-        return SimpleNamespace(input_ids=np.array(ids), kinds=np.array(kinds))
+        ids, kinds = self._ids(list(found.input_ids), list(found.token_roles))
+        return SimpleNamespace(input_ids=np.array(ids), token_roles=np.array(kinds))
 
     def prompt(self, messages, *, forced_start=""):
         return self._prompt(self._renderer.prompt(messages, forced_start=forced_start))
