@@ -1,8 +1,9 @@
-"""Show what injection touches in a data set: shares, and samples of matches and near misses."""
+"""Show what injection touches in a data set: shares, samples, and the tokens of each treatment."""
 
 import argparse
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ from tqdm import tqdm
 from domain_tokens import checkpoints
 from domain_tokens.data import Conversation, load_conversations, load_problems, problem_messages
 from domain_tokens.injection import find_facts, near_misses
+from domain_tokens.merges import choose_merges
 from domain_tokens.runs import COUNT, Parser, run_script, write_json
-from domain_tokens.vocabulary import FACTS, gpt2_tokenizer
+from domain_tokens.treatments import NAMES, Name, Treatment
+from domain_tokens.vocabulary import FACTS, extend_tokenizer, gpt2_tokenizer
 
 if TYPE_CHECKING:
     from domain_tokens.prompts import Renderer
@@ -23,6 +26,7 @@ EXAMPLE = (
 )
 CONTEXT = 30  # characters shown on both sides
 SAMPLES = 5  # of each kind
+WHOLE = 2**31 - 1  # tokens: no row is cut
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -33,6 +37,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="train")
     parser.add_argument("--mode", default="weak", choices=("weak", "strict"))
     parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N rows, by hash")
+    parser.add_argument(
+        "--treatment",
+        nargs="+",
+        choices=NAMES,
+        default=[],
+        metavar="NAME",
+        help=f"count its tokens and those with loss: {', '.join(NAMES)}",
+    )
     parser.add_argument("--tokenizer", metavar="DIR", help="default: GPT-2's")
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     return parser.parse_args(argv)
@@ -86,6 +98,43 @@ def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str
     }
 
 
+def count_tokens(
+    rows: list[Conversation], tokenizer: Any, names: Sequence[Name], mode: Any
+) -> dict[str, dict[str, Any]]:
+    """Return what an epoch of all rows has to read and to learn under each treatment, per arm.
+
+    tokens, supervised_tokens: of all rows together; supervised_tokens_per_row: their mean; places:
+    what was treated; rows_longer, rows_shorter: rows of more, or fewer, tokens than the baseline's.
+    """
+    from domain_tokens.prompts import Renderer
+
+    plain = Renderer(tokenizer)
+    texts = [f" {text}" for row in rows for role, text in row.messages if role == "assistant"]
+    found: dict[str, dict[str, Any]] = {}
+    lengths: dict[str, list[int]] = {}
+    for name in ("baseline", *names):
+        treatment = Treatment(name) if name in NAMES else None
+        if name == "matched_merges":
+            merges = choose_merges(texts, FACTS, length=lambda t: len(plain.encode(t)), mode=mode)
+            treatment = Treatment(name, merges=merges)
+        renderer = Renderer(tokenizer, treatment=treatment, injection_mode=mode)
+        made = [renderer.example(row.id, row.messages, max_length=WHOLE) for row in rows]
+        examples = [example for example in made if not isinstance(example, str)]
+        lengths[name] = [len(example.input_ids) for example in examples]
+        longer = [a - b for a, b in zip(lengths[name], lengths["baseline"], strict=True)]
+        supervised = sum(example.supervised for example in examples)
+        found[name] = {
+            "rows": len(examples),
+            "tokens": sum(lengths[name]),
+            "supervised_tokens": supervised,
+            "supervised_tokens_per_row": supervised / max(len(examples), 1),
+            "places": sum(example.facts for example in examples),
+            "rows_longer": sum(change > 0 for change in longer),
+            "rows_shorter": sum(change < 0 for change in longer),
+        }
+    return found
+
+
 def shown(text: str, start: int, end: int) -> str:
     """Return a place with its surroundings in one line, the place in brackets."""
     before, after = text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]
@@ -103,12 +152,20 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = (
         checkpoints.load_tokenizer(Path(args.tokenizer)) if args.tokenizer else gpt2_tokenizer()
     )
+    extend_tokenizer(tokenizer)
     report = audit(rows, Renderer(tokenizer), args.mode)
+    if args.treatment:
+        report["treatments"] = count_tokens(rows, tokenizer, args.treatment, args.mode)
     print(
         f"{report['rows_touched']} of {report['rows']} rows ({report['row_share']:.1%}), "
         f"{report['facts_injected']} facts of {report['different_facts']} kinds in "
         f"{report['assistant_tokens']:,} assistant tokens"
     )
+    for name, counts in report.get("treatments", {}).items():
+        print(
+            f"{name:<16} {counts['tokens']:>11,} tokens, {counts['supervised_tokens']:>11,} with "
+            f"loss, {counts['supervised_tokens_per_row']:.2f} a row, {counts['places']:,} places"
+        )
     for kind, count in report["kinds"].items():
         print(f"\n{kind}: {count}")
         for sample in report["samples"][kind]:

@@ -19,6 +19,7 @@ from domain_tokens.checkpoints.hashes import (
 from domain_tokens.checkpoints.parent import ancestors_of
 from domain_tokens.errors import UserError
 from domain_tokens.runs import CARD_NAME, SEAL, format_versions, hash_files, read_lines, read_sealed
+from domain_tokens.treatments import record_in, treatment_from
 
 # Versions of the rules that finished folders may have been made under.
 OLDER_FORMATS = {"injector": ("1",), "answers": ("1",)}
@@ -82,6 +83,7 @@ def _as_written(file: Path) -> Generator[None]:
 
 def _links(folder: Path) -> Iterator[str]:
     child, recorded, ancestors = "", None, None
+    child_card: dict[str, Any] = {}
     verify_folder(folder)
     while True:
         if not folder.is_dir():
@@ -92,12 +94,14 @@ def _links(folder: Path) -> Iterator[str]:
             if recorded is not None:
                 _refuse_other_parent(folder, recorded, child)
                 _refuse_other_ancestors(folder, card, ancestors, child)
+                _refuse_other_treatment(folder, card, child_card, child)
             if card is None:
                 yield f"base {weights_hash(folder)[:12]} (no card)"
                 return
             older = _verify_link(folder, card)
             yield f"{card['stage']} {card['weights'][:12]}{older}"
             recorded, child, ancestors = card["parent"], str(folder), card.get("ancestors")
+            child_card = card
             if not recorded:
                 return
             folder = current_folder(Path(recorded["path"]), beside=folder)
@@ -118,6 +122,7 @@ def _verify_link(folder: Path, card: dict[str, Any]) -> str:
         raise BrokenLinkError(str(error)) from None
     if card["stage"] not in RESULTS:
         return ""
+    _refuse_unsound_treatment(folder, card)
     older = _older_formats(folder, card)
     _refuse_changed_files(folder, card.get("sources") or {})
     results = read_sealed(folder / RESULTS[card["stage"]])
@@ -193,6 +198,39 @@ def _refuse_other_ancestors(
             raise BrokenLinkError(
                 f"{child}: ancestors.{one.get('stage')}.{key} is another one there than in {folder}"
             )
+
+
+def _refuse_unsound_treatment(folder: Path, card: dict[str, Any]) -> None:
+    """Raise BrokenLinkError where a card's treatment does not follow from its draw and config."""
+    try:
+        treatment_from(record := record_in(card))
+    except ValueError as error:
+        raise BrokenLinkError(f"{folder}: {error}") from None
+    if (record is not None) > (card["condition"] == "mul_tokens"):
+        raise BrokenLinkError(f"{folder}: a treatment in a card of condition {card['condition']}")
+    if record is not None:
+        config = card["config"]["data"]
+        pairs = (("treatment", "name"), ("treated_facts", "treated_facts"))
+        for key, name in pairs:
+            if config.get(key) not in (None, record[name]):
+                raise BrokenLinkError(f"{folder}: treatment.{name} is not data.{key} of its config")
+
+
+def _refuse_other_treatment(
+    folder: Path, card: dict[str, Any] | None, child: dict[str, Any], name: str
+) -> None:
+    """Raise BrokenLinkError where a child was treated otherwise than its parent, if that one was.
+
+    The first one of a lineage that is treated drew its half from its own seed.
+    """
+    parent, treated = record_in(card), record_in(child)
+    if treated is None:
+        return
+    if parent is not None:
+        for key in _differing(treated, parent, ""):
+            raise BrokenLinkError(f"{name}: treatment.{key} is another one there than in {folder}")
+    elif treated["draw"] and treated["draw"]["seed"] != child["seed"]:
+        raise BrokenLinkError(f"{name}: its half was not drawn from its seed {child['seed']}")
 
 
 def _older_formats(place: Path, card: dict[str, Any]) -> str:

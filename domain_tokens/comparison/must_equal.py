@@ -8,6 +8,7 @@ from typing import Any
 
 from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
+from domain_tokens.treatments import record_in
 
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
@@ -19,6 +20,10 @@ PATHS = (
     "training.config.data.validation_source",
 )
 SETTING_PARTS = ("code", "environment")
+# What tells arms apart, so that it is equal in the runs of one arm only; which facts a half holds,
+# and how often they occur, differs by the seed that it was drawn from.
+TREATMENT = ("training.treatment.name", "training.treatment.treated_facts")
+CONFIG_TREATMENT = ("data.treatment", "data.treated_facts")
 BASE = {"stage": "base"}  # the record of a base without a card
 ANCESTORS = "ancestors."  # begins the keys of stages before the last one
 # Differ from one replicate to the next, as do seed and order of each ancestor.
@@ -56,6 +61,9 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
         against = "training.config.data.decontaminate_against"  # a path: only whether, not where
         flat[against] = flat[against] is not None
         flat |= _of_ancestors(training)
+    record = record_in(training) or {}
+    flat |= {key: record.get(key.rpartition(".")[2]) for key in TREATMENT}
+    flat = {key: value for key, value in flat.items() if not key.endswith(CONFIG_TREATMENT)}
     return {key: value for key, value in flat.items() if key not in PATHS}
 
 
@@ -158,8 +166,9 @@ def _comparisons(
     first = pairs[0][0]
     telling = [run for pair in pairs for run in pair if _tells_ancestors(run.card)]
     for baseline, mul_tokens in pairs:
-        yield baseline, mul_tokens, lambda key: True
+        yield baseline, mul_tokens, lambda key: key not in TREATMENT
         yield first, baseline, lambda key: not _is_seeded(key)
+        yield pairs[0][1], mul_tokens, lambda key: key in TREATMENT
     for run in telling[1:]:  # where the first run tells nothing, others still may
         yield telling[0], run, lambda key: key.startswith(ANCESTORS) and not _is_seeded(key)
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from domain_tokens.checkpoints import load_model, load_tokenizer, read_card, verify_folder
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, treatment_in
+from domain_tokens.evaluation.fact_tokens import read_response
 from domain_tokens.inference import Sampling, generate, prepack_
 from domain_tokens.prompts import Renderer
-from domain_tokens.runs import choose_device, highlighted
+from domain_tokens.runs import choose_device, highlighted_text
 from domain_tokens.vocabulary import layout_of
 
 
@@ -16,17 +18,24 @@ from domain_tokens.vocabulary import layout_of
 class ChatSession:
     """A loaded checkpoint; history holds the ids of its chat, so that fact tokens stay facts."""
 
-    folder: Path
+    subject: LoadedCheckpoint
     title: str
-    model: Any
-    tokenizer: Any
     renderer: Renderer
-    fact_ids: range
     history: list[int] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        return self.subject.tokenizer
+
+    @property
+    def fact_ids(self) -> range:
+        """The ids of the 45 fact rows."""
+        return self.subject.layout.fact_ids
 
     @classmethod
     def load(cls, folder: Path, precision: str) -> "ChatSession":
-        """Load a checkpoint; its run card, if it has one, gives stage and condition."""
+        """Load a checkpoint; its run card, if it has one, gives stage, condition and treatment."""
         verify_folder(folder)
         card = read_card(folder)
         tokenizer = load_tokenizer(folder)
@@ -34,14 +43,14 @@ class ChatSession:
             layout = layout_of(tokenizer)
         except ValueError as error:
             raise UserError(f"{folder}: {error}") from None
-        device, dtype = choose_device(precision)
+        treatment = treatment_in(folder)
+        device = choose_device(precision)
+        model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
+        arm = f" ({card['stage']}, {card['condition']})" if card else ""
         return cls(
-            folder=folder,
-            title=f"{folder}" + (f" ({card['stage']}, {card['condition']})" if card else ""),
-            model=prepack_(load_model(folder, dtype=dtype).to(device)),
-            tokenizer=tokenizer,
+            LoadedCheckpoint(folder, model, tokenizer, layout, device, treatment=treatment),
+            title=f"{folder}{arm}",
             renderer=Renderer(tokenizer),
-            fact_ids=layout.fact_ids,
         )
 
     def respond(
@@ -53,7 +62,7 @@ class ChatSession:
         escaped.
         """
         responses = generate(
-            self.model,
+            self.subject.model,
             [prompt] * count,
             eos_id=self.renderer.eos,
             max_new_tokens=max_new_tokens,
@@ -62,16 +71,16 @@ class ChatSession:
         )
         found = []
         for number, response in enumerate(responses, 1):
-            facts = [token in self.fact_ids for token in response.token_ids]
+            text, spans = read_response(self.subject, response.token_ids)
             found.append(
                 {
-                    "model": str(self.folder),
+                    "model": str(self.subject.folder),
                     "sample": number,
-                    "response": self.tokenizer.decode(response.token_ids, skip_special_tokens=True),
+                    "response": text,
                     "token_ids": response.token_ids,
-                    "fact_tokens": sum(facts),
+                    "fact_tokens": len(spans),
                     "stop": response.stop,
-                    "shown": highlighted(self.tokenizer, response.token_ids, facts),
+                    "shown": highlighted_text(text, spans),
                 }
             )
         return found

@@ -24,6 +24,7 @@ from .config import TrackingSection as TrackingSection
 from .config import TrainingSection as TrainingSection
 from .config import load_config as load_config
 from .console import highlighted as highlighted
+from .console import highlighted_text as highlighted_text
 from .console import print_columns as print_columns
 from .console import shown_example as shown_example
 from .device import Device as Device
@@ -116,6 +117,7 @@ __all__ = [
     "hash_files",
     "hash_json",
     "highlighted",
+    "highlighted_text",
     "in_repository",
     "init_distributed",
     "is_main_process",

@@ -34,11 +34,21 @@ def highlighted(
         ids = list(token_ids[at : at + count])
         at += count
         decoded: Any = tokenizer.decode(ids, skip_special_tokens=skip_special)
-        piece = escaped(decoded)
-        if mark:
-            piece = f"{HIGHLIGHT}{piece}{PLAIN}" if uses_colour() else f"«{piece}»"
-        text += piece
+        text += _marked(decoded) if mark else escaped(decoded)
     return text
+
+
+def highlighted_text(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Return a text as `highlighted` does; spans: [start, end) of what is marked, in order."""
+    pieces, cursor = [], 0
+    for start, end in spans:
+        pieces += [escaped(text[cursor:start]), _marked(text[start:end])]
+        cursor = end
+    return "".join([*pieces, escaped(text[cursor:])])
+
+
+def _marked(text: str) -> str:
+    return f"{HIGHLIGHT}{escaped(text)}{PLAIN}" if uses_colour() else f"«{escaped(text)}»"
 
 
 def escaped(text: str) -> str:
