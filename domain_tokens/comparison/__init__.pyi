@@ -15,8 +15,8 @@ from .runs import load_run as load_run
 from .runs import pair_runs as pair_runs
 from .values import ENDPOINTS as ENDPOINTS
 from .values import value_matrix as value_matrix
-from .verdicts import bounds_in_words as bounds_in_words
-from .verdicts import in_words as in_words
+from .words import bounds_in_words as bounds_in_words
+from .words import in_words as in_words
 
 __all__ = [
     "ARMS",

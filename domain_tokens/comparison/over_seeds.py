@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domain_tokens.comparison.claims import Statement
 from domain_tokens.comparison.power import (
     Aim,
     RunNoise,
@@ -24,7 +25,6 @@ from domain_tokens.comparison.values import (
     value_matrix,
 )
 from domain_tokens.comparison.verdicts import (
-    MOST_SEEDS,
     _collapses,
     _left_out,
     _sameness,
@@ -32,6 +32,7 @@ from domain_tokens.comparison.verdicts import (
     _verdicts,
     replicates_differ_in,
 )
+from domain_tokens.comparison.words import MOST_SEEDS
 from domain_tokens.errors import UserError
 from domain_tokens.runs import AnalysisPlan, hash_json
 from domain_tokens.statistics import (
@@ -88,7 +89,15 @@ def analyse(
         "pilot": [str(run.folder) for run in pilot] or None,
         "replicates_differ_in": replicates_differ_in(pairs),
         "endpoints": found + ([interaction] if interaction else []),
-        "verdicts": [*_verdicts(primaries, plan, context), *notes],
+        **_told([*_verdicts(primaries, plan, context), *(Statement(note) for note in notes)]),
+    }
+
+
+def _told(statements: Sequence[Statement]) -> dict[str, Any]:
+    """Return statements as data, and in words."""
+    return {
+        "verdicts": [statement.text for statement in statements],
+        "statements": [statement.as_data() for statement in statements],
     }
 
 

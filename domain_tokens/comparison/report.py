@@ -15,7 +15,7 @@ from domain_tokens.comparison.figures import (
 )
 from domain_tokens.comparison.must_equal import flatten
 from domain_tokens.comparison.runs import ARMS, Run
-from domain_tokens.comparison.verdicts import in_words
+from domain_tokens.comparison.words import in_words, number_in_words
 from domain_tokens.errors import UserError
 from domain_tokens.runs import CARD_NAME, read_json, write_text
 
@@ -50,7 +50,7 @@ def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
     )
     environment.filters["level"] = _level
     environment.filters["signed"] = in_words
-    environment.filters["bound"] = lambda value, unit: in_words(value, unit).split()[0]
+    environment.filters["bound"] = number_in_words
     environment.filters["percent"] = lambda value: f"{100 * value:.2f}"
     environment.filters["label"] = lambda name: LABELS.get(name, name.replace("_", " "))
     environment.filters["short"] = _short
@@ -72,7 +72,7 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
     return {
         "arms": ARMS,
         "comparison": comparison,
-        "verdicts": [verdict.partition(": ")[::2] for verdict in comparison["verdicts"]],
+        "statements": comparison["statements"],
         "analysis": comparison["analysis"],
         "rows": [_interval_row(row) for row in comparison["analysis"]["endpoints"]],
         "curves": _curves(stages),
