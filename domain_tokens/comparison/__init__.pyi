@@ -1,4 +1,14 @@
+from .arms import SEED_FLAGS as SEED_FLAGS
+from .arms import find_arm_differences as find_arm_differences
+from .arms import load_arms as load_arms
+from .arms import refuse_other_arm as refuse_other_arm
+from .contrasts import compare_arms as compare_arms
 from .folder_checks import check_evaluation as check_evaluation
+from .half_contrast import dose_slopes as dose_slopes
+from .half_contrast import half_means as half_means
+from .half_contrast import randomisation_p as randomisation_p
+from .half_contrast import redrawn_halves as redrawn_halves
+from .half_contrast import signs_of as signs_of
 from .must_equal import find_differences as find_differences
 from .pairwise import compare_runs as compare_runs
 from .power import Aim as Aim
@@ -21,21 +31,31 @@ from .words import in_words as in_words
 __all__ = [
     "ARMS",
     "ENDPOINTS",
+    "SEED_FLAGS",
     "Aim",
     "ItemNoise",
     "RunNoise",
     "bounds_in_words",
     "check_evaluation",
+    "compare_arms",
     "compare_runs",
     "detectable_effect",
+    "dose_slopes",
+    "find_arm_differences",
     "find_differences",
+    "half_means",
     "in_words",
     "item_noise",
+    "load_arms",
     "load_pilot",
     "load_run",
     "pair_runs",
+    "randomisation_p",
+    "redrawn_halves",
+    "refuse_other_arm",
     "run_noise",
     "seeds_needed",
+    "signs_of",
     "value_matrix",
     "write_report",
 ]

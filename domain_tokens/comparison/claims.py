@@ -1,5 +1,6 @@
 """Verdicts as data: what was found and what may be claimed of it; `words` turns them into text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,9 +33,9 @@ class Verdict(_Data):
     contrast: its name; first, second: the arms of which delta is the difference; over: what the
     second arm is, in words. delta, interval, margin, detectable: in nats or as fractions (unit).
     confidence: the interval's. p_holm: after Holm over the family of `role`. in_margin: the
-    interval lies inside ±margin. detectable_limit: what no number of seeds gets below. seeds: independent
-    lineages per arm; seeds_needed: what the margin would take, at least the plan's (None: over
-    10,000, or not known). randomisation_p: Fisher's, of a half table.
+    interval lies inside ±margin. detectable_limit: what no number of seeds gets below. seeds:
+    independent lineages per arm; seeds_needed: what the margin would take, at least the plan's
+    (None: over 10,000, or not known). randomisation_p: Fisher's, of a half table.
     """
 
     endpoint: str
@@ -104,3 +105,11 @@ class Statement:
         """Return it as plain data."""
         data = [verdict.model_dump(mode="json") for verdict in self.verdicts]
         return {"about": self.about, "words": self.words, "verdicts": data}
+
+
+def told(statements: Sequence[Statement]) -> dict[str, Any]:
+    """Return statements as a comparison holds them: in words, and as data."""
+    return {
+        "verdicts": [statement.text for statement in statements],
+        "statements": [statement.as_data() for statement in statements],
+    }

@@ -63,7 +63,7 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     endpoints, metrics, floors = [], {}, {}
     for name in names:
         one, other = (run.evaluations[name] for run in pair)
-        _refuse_unpaired(one, other)
+        refuse_unpaired(one, other)
         items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
         for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
             right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
@@ -87,7 +87,8 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+def refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+    """Raise UserError where two evaluations are not of the same items, prompts and golds."""
     where = f"{one.results} and {other.results}"
     alone = sorted(one.items.keys() ^ other.items.keys())
     if alone:

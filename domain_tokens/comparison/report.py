@@ -6,21 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.checkpoints import read_card
 from domain_tokens.comparison.figures import (
     Curve,
     draw_heatmaps,
     draw_learning_curves,
     draw_scatter,
 )
+from domain_tokens.comparison.lineage_files import STAGE_NAMES, STAGE_RESULTS, lineage, stage_files
 from domain_tokens.comparison.must_equal import flatten
 from domain_tokens.comparison.runs import ARMS, Run
 from domain_tokens.comparison.words import in_words, number_in_words
 from domain_tokens.errors import UserError
-from domain_tokens.runs import CARD_NAME, read_json, write_text
+from domain_tokens.runs import write_text
 
-STAGE_RESULTS = {"tulu_sft": "tulu_sft_results.json", "sft": "sft_results.json"}
-STAGE_NAMES = {"tulu_sft": "Tulu-3 SFT", "sft": "GSM8K SFT"}
 # Of a run card: what tells two runs apart without saying anything of the experiment.
 TECHNICAL = ("identity", "card_hash", "environment.threads", "sources", "path", "ancestors")
 
@@ -64,9 +62,9 @@ def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
 
 def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
     """Return what the template shows."""
-    lineages = {arm: [list(_lineage(pair[i])) for pair in pairs] for i, arm in enumerate(ARMS)}
+    lineages = {arm: [list(lineage(pair[i])) for pair in pairs] for i, arm in enumerate(ARMS)}
     stages = {
-        stage: {arm: [_stage(chain, stage) for chain in lineages[arm]] for arm in ARMS}
+        stage: {arm: [stage_files(chain, stage) for chain in lineages[arm]] for arm in ARMS}
         for stage in STAGE_RESULTS
     }
     return {
@@ -90,27 +88,6 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
 
 
 # --- what lies next to the evaluations ------------------------------------------------------------
-
-
-def _lineage(run: Run) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield folder and run card of the checkpoint and of its parents, as far as they are there."""
-    folder: Path | None = Path(run.card["model_path"])
-    while folder is not None and (folder / CARD_NAME).is_file():
-        card = read_card(folder)
-        assert card is not None
-        yield folder, card
-        parent = card.get("parent")
-        folder = Path(parent["path"]) if parent else None
-
-
-def _stage(chain: list[tuple[Path, dict[str, Any]]], stage: str) -> dict[str, Any] | None:
-    """Return results and training log of a stage; None where its folder is no longer there."""
-    for folder, card in chain:
-        results, log = folder / STAGE_RESULTS[stage], folder / "train_log.jsonl"
-        if card["stage"] == stage and results.is_file():
-            lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-            return {"results": read_json(results), "log": [json.loads(line) for line in lines]}
-    return None
 
 
 def _curves(stages: dict[str, Any]) -> str | None:

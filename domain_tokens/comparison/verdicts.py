@@ -1,13 +1,13 @@
 """What may be claimed of an endpoint, and what a reader has to know beside it (design §5)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from domain_tokens.comparison.claims import Claim, Kind, Statement, Verdict
-from domain_tokens.comparison.values import ENDPOINTS, PRIMARIES, both_arms
+from domain_tokens.comparison.values import ENDPOINTS, PRIMARIES, value_matrix
 from domain_tokens.comparison.words import sentence
 from domain_tokens.runs import AnalysisPlan
 from domain_tokens.statistics import collapsed
@@ -62,17 +62,19 @@ def _left_out(
         )
 
 
-def _collapses(pairs: Sequence[tuple["Run", "Run"]]) -> Iterator[str]:
+def _collapses(arms: Mapping[str, Sequence["Run"]]) -> Iterator[str]:
     """Yield one line where runs lie far below the others of their arm (statistics.collapsed)."""
     found: dict[str, None] = {}
     for endpoint in ENDPOINTS:
-        arms = both_arms(pairs, endpoint) if endpoint.name in COLLAPSING else None
-        for arm, rates in zip(("baseline", "mul_tokens"), [] if arms is None else arms):  # noqa: B905
+        for arm, runs in arms.items():
+            rates = value_matrix(runs, endpoint) if endpoint.name in COLLAPSING else None
+            if rates is None:
+                continue
             means = rates.mean(axis=1)
             if np.median(means) * rates.shape[1] < 10:  # fewer than ten items: chance alone
                 continue
             for number in collapsed(means.tolist()):
-                found[f"{arm} seed {pairs[number][0].seed}"] = None
+                found[f"{arm} seed {runs[number].seed}"] = None
     if found:
         yield (
             f"Collapsed: {', '.join(found)}, far below the other runs of the arm. Where runs "
