@@ -2,6 +2,7 @@ from .arms import SEED_FLAGS as SEED_FLAGS
 from .arms import find_arm_differences as find_arm_differences
 from .arms import load_arms as load_arms
 from .arms import refuse_other_arm as refuse_other_arm
+from .arms_report import write_arms_report as write_arms_report
 from .contrasts import compare_arms as compare_arms
 from .folder_checks import check_evaluation as check_evaluation
 from .half_contrast import dose_slopes as dose_slopes
@@ -23,10 +24,10 @@ from .runs import ARMS as ARMS
 from .runs import load_pilot as load_pilot
 from .runs import load_run as load_run
 from .runs import pair_runs as pair_runs
+from .tables import print_arms as print_arms
+from .tables import print_report as print_report
 from .values import ENDPOINTS as ENDPOINTS
 from .values import value_matrix as value_matrix
-from .words import bounds_in_words as bounds_in_words
-from .words import in_words as in_words
 
 __all__ = [
     "ARMS",
@@ -35,7 +36,6 @@ __all__ = [
     "Aim",
     "ItemNoise",
     "RunNoise",
-    "bounds_in_words",
     "check_evaluation",
     "compare_arms",
     "compare_runs",
@@ -44,12 +44,13 @@ __all__ = [
     "find_arm_differences",
     "find_differences",
     "half_means",
-    "in_words",
     "item_noise",
     "load_arms",
     "load_pilot",
     "load_run",
     "pair_runs",
+    "print_arms",
+    "print_report",
     "randomisation_p",
     "redrawn_halves",
     "refuse_other_arm",
@@ -57,5 +58,6 @@ __all__ = [
     "seeds_needed",
     "signs_of",
     "value_matrix",
+    "write_arms_report",
     "write_report",
 ]

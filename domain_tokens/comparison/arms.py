@@ -22,12 +22,13 @@ Arms = Mapping[str, Sequence[Run]]
 def arm_of(run: Run) -> str:
     """Return the arm that a run's cards say it is of.
 
-    A card without the key `treatment` is from before there were any: fact_token, all 45 facts.
+    A mul_tokens card without a treatment is from before there were any: fact_token, all 45 facts;
+    one that was not injected is refused by `injection_faults`.
     """
     training = run.card["training"] or {}
     condition = training.get("condition", run.card["condition"])
     record = training.get("treatment")
-    if "treatment" not in training and condition == "mul_tokens":
+    if not record and condition == "mul_tokens":
         record = {"name": "fact_token", "treated_facts": "all"}
     name = "baseline"
     if record:

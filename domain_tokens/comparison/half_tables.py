@@ -132,6 +132,7 @@ def analyse_half_tables(
         "left_out": list(study.left_out),
         "endpoints": rows,
         "missing": missing,
+        "grid": fact_grid(study),
         "notes": [*_reductions(study), *notes],
     }
 

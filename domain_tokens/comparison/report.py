@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ Pairs = Sequence[tuple[Run, Run]]
 
 def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
     """Write the page of a comparison; all text of models and data is escaped."""
+    render(path, "report.html.j2", context(comparison, pairs))
+
+
+def render(path: Path, template: str, content: dict[str, Any]) -> None:
+    """Write a page from its template and what that shows."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -52,7 +57,8 @@ def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
     environment.filters["percent"] = lambda value: f"{100 * value:.2f}"
     environment.filters["label"] = lambda name: LABELS.get(name, name.replace("_", " "))
     environment.filters["short"] = _short
-    page = environment.get_template("report.html.j2").render(context(comparison, pairs))
+    environment.filters["flops"] = lambda value: f"{value:.3g}" if value else "–"
+    page = environment.get_template(template).render(content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,7 +78,7 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
         "comparison": comparison,
         "statements": comparison["statements"],
         "analysis": comparison["analysis"],
-        "rows": [_interval_row(row) for row in comparison["analysis"]["endpoints"]],
+        "rows": [interval_row(row) for row in comparison["analysis"]["endpoints"]],
         "curves": _curves(stages),
         "grid": _grid(pairs),
         "scatter": _scatter(pairs),
@@ -81,7 +87,7 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
         "flips": list(_flips(pairs)),
         "seeds": [pair[0].seed for pair in pairs],
         "cards": _card_differences(pairs[0]),
-        "commands": list(_commands(pairs, lineages)),
+        "commands": list(command_lines(pair[i] for i in range(len(ARMS)) for pair in pairs)),
         "environment": pairs[0][0].card["environment"],
         "code": comparison["code"],
     }
@@ -145,7 +151,7 @@ def _speed(stages: dict[str, Any], pairs: Pairs) -> Iterator[dict[str, Any]]:
 # --- endpoints ------------------------------------------------------------------------------------
 
 
-def _interval_row(row: dict[str, Any]) -> dict[str, Any]:
+def interval_row(row: dict[str, Any]) -> dict[str, Any]:
     """Add where delta and interval lie on a line from -reach to reach, in percent of its width.
 
     unreachable: no number of seeds detects the margin.
@@ -247,16 +253,14 @@ def _card_differences(pair: tuple[Run, Run]) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _commands(pairs: Pairs, lineages: dict[str, Any]) -> Iterator[str]:
+def command_lines(runs: Iterable[Run]) -> Iterator[str]:
     """Yield the commands that made the study, parents first, each once."""
     told: dict[str, None] = {}
-    for index, arm in enumerate(ARMS):
-        for chain in lineages[arm]:
-            for _, card in reversed(chain):
-                told[card.get("command", "")] = None
-        for pair in pairs:
-            for evaluation in pair[index].evaluations.values():
-                told[evaluation.card.get("command", "")] = None
+    for run in runs:
+        for _, card in reversed(list(lineage(run))):
+            told[card.get("command", "")] = None
+        for evaluation in run.evaluations.values():
+            told[evaluation.card.get("command", "")] = None
     yield from (command for command in told if command)
 
 
