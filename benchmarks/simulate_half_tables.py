@@ -111,7 +111,7 @@ def study(
         shift = rng.normal(0, model.run_sd, (seeds, 1))
         return of_unit * full + shift + sd * noise * tail
 
-    shares = treated @ uses.T / uses.sum(axis=1)
+    shares = treated.astype(float) @ uses.T / uses.sum(axis=1)
     d = run(shares, model.unit_sds[0]) - run(1 - shares, model.unit_sds[1])
     # Spill-over is in both halves alike, but each run has its own.
     spills = model.spill * (1 + 0.2 * rng.standard_normal((2, seeds, 1)))
