@@ -128,6 +128,7 @@ def _endpoint_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "endpoint": name,
+            "role": "primary" if name in PRIMARIES else "exploratory",
             "cells": [
                 in_words(found["mean"], found["unit"], sign=False).replace("points", "%")
                 if (found := arm["endpoints"].get(name))
