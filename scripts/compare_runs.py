@@ -1,11 +1,13 @@
-"""Compare the two arms item by item and say what may be said."""
+"""Compare arms item by item and say what may be said."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from domain_tokens.errors import UserError
 from domain_tokens.runs import Parser, in_repository, run_script
 
 EXAMPLE = (
@@ -13,8 +15,7 @@ EXAMPLE = (
     "--mul-tokens-dir outputs/eval_mul_tokens --output-path outputs/comparison.json"
 )
 PLAN = "eval/configs/analysis_plan.yaml"
-ROWS = "{:<31} {:>15} {:>15} {:>42} {:>9} {:>14}"
-COLUMNS = "{:<41} {:>6} {:>21} {:>21} {:>23} {:>5} {:>5} {:>8}"
+ARMS_PLAN = "eval/configs/half_tables.yaml"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -25,10 +26,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             flag,
             nargs="+",
             action="extend",
-            required=True,
+            default=[],
             metavar="DIR",
             help=f"evaluation folders of the {arm} arm, one per seed",
         )
+    parser.add_argument(
+        "--arm",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME=DIR", "DIR"),
+        help="an arm of a study with several, as in half_a=outputs/eval_a_seed_1; give it again "
+        "for the next (NAME+calculator: the same runs, decoded with a calculator)",
+    )
     parser.add_argument(
         "--pilot-dir",
         nargs="+",
@@ -39,9 +49,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--plan",
-        default=in_repository(PLAN),
         metavar="FILE",
-        help=f"the frozen analysis plan (default: {PLAN})",
+        help=f"the frozen analysis plan (default: {PLAN}, with --arm {ARMS_PLAN})",
     )
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
     parser.add_argument("--report", metavar="FILE", help="write a page for the browser (HTML)")
@@ -56,127 +65,105 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def print_pair(pair: dict[str, Any]) -> None:
-    """Print the table of one pair of checkpoints: percentages with 95 % intervals."""
-    print(
-        f"seed {pair['seed']}: {pair['baseline']['folder']} against {pair['mul_tokens']['folder']}"
-    )
-    print(COLUMNS.format("", "items", "baseline %", "mul_tokens %", "delta, points", "b", "c", "p"))
-    for row in pair["endpoints"]:
-        shown = [_percent(row[arm]) for arm in ("baseline", "mul_tokens")]
-        low, high = (100 * bound for bound in row["delta_interval_95"])
-        delta = f"{100 * row['delta']:+.2f} [{low:+.2f}, {high:+.2f}]"
-        counts = (row["only_baseline_right"], row["only_mul_tokens_right"])
-        name = f"{row['evaluation'].replace('arithmetic', 'probes')} {row['endpoint']}"
-        name = name.replace("_expression_credited", ", credited")
-        print(COLUMNS.format(name, row["total"], *shown, delta, *counts, f"{row['mcnemar_p']:.3g}"))
-    for evaluation, floor in pair["best_constant"].items():
-        print(f"  {evaluation}: always answering {floor['answer']} scores {floor['accuracy']:.2%}")
-    for evaluation, metrics in pair["metrics"].items():
-        for name, values in metrics.items():
-            one, other = (_number(values[arm]) for arm in ("baseline", "mul_tokens"))
-            print(f"  {evaluation} {name:<32} {one:>12} {other:>12}")
-    print()
+def arm_folders(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Return the folders of each arm by name; the two older flags are baseline and fact_token."""
+    folders: dict[str, list[Path]] = {}
+    if args.baseline_dir:
+        folders["baseline"] = [Path(folder) for folder in args.baseline_dir]
+    if args.mul_tokens_dir:
+        folders["fact_token"] = [Path(folder) for folder in args.mul_tokens_dir]
+    for first, *more in args.arm:
+        name, equals, folder = first.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--arm {first}: wanted NAME=DIR, as in half_a=outputs/eval_half_a")
+        if any("=" in word and not Path(word).exists() for word in more):
+            raise UserError(f"--arm {' '.join([first, *more])}: give --arm again for the next arm")
+        folders.setdefault(name, []).extend(Path(one) for one in (folder, *more))
+    return folders
 
 
-def _percent(arm: dict[str, Any]) -> str:
-    low, high = (100 * bound for bound in arm["interval_95"])
-    return f"{100 * arm['accuracy']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print every pair, what is permitted to differ, mean deltas of several seeds, verdicts."""
-    for pair in report["pairs"]:
-        print_pair(pair)
-    print_analysis(report["analysis"])
-    print(
-        "b, c: items that only baseline, only mul_tokens has right; p: exact McNemar, exploratory"
-    )
-    for notice in report["notices"]:
-        print(f"note: {notice}")
-    for name in report["not_compared"]:
-        print(f"note: {name} results are not in all folders and were not compared")
-    for difference in report["allowed_differences"]:
-        one, other = difference["values"]
-        print(f"note: permitted difference in {difference['key']}: {one} and {other}")
-    if len(report["pairs"]) > 1:
-        print("\nmean delta over seeds, points")
-        for row in report["mean_deltas"]:
-            deltas = ", ".join(f"{100 * delta:+.2f}" for delta in row["deltas"])
-            name = f"{row['evaluation']} {row['endpoint']}"
-            print(f"  {name:<55} {100 * row['mean_delta']:+.2f}  ({deltas})")
-    print("\nVerdict")
-    for verdict in report["verdicts"]:
-        print(f"  {verdict}")
-
-
-def print_analysis(analysis: dict[str, Any]) -> None:
-    """Print the endpoints over seeds: delta, interval, p, and what could have been detected."""
-    from domain_tokens.comparison import bounds_in_words, in_words
-
-    frozen = analysis["plan"]["hash"][:12]
-    print(f"\n{analysis['clusters']} independent lineages per arm; analysis plan {frozen}")
-    print(ROWS.format("", "baseline", "mul_tokens", "delta", "p (Holm)", "detectable"))
-    for row in analysis["endpoints"]:
-        unit = row["unit"]
-        delta = (
-            f"{in_words(row['delta'], unit)} {bounds_in_words(row)} {100 * row['confidence']:g} %"
-        )
-        arms = [
-            in_words(row[arm], unit, sign=False) if arm in row else ""
-            for arm in ("baseline", "mul_tokens")
-        ]
-        adjusted = row.get("p_holm")
-        p = "-" if row["p"] is None else f"{row['p'] if adjusted is None else adjusted:.3g}"
-        least = row.get("detectable")
-        name = row["endpoint"] + (" (primary)" if row["role"] == "primary" else "")
-        print(
-            ROWS.format(
-                name, *arms, delta, p, "-" if least is None else in_words(least, unit, sign=False)
-            )
-        )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Load, pair, refuse what is not alike, compare, print and write."""
-    args = parse(argv)
+def compare_two(args: argparse.Namespace, plan: Any) -> tuple[dict[str, Any], Any]:
+    """Load, pair, refuse what is not alike and compare baseline with mul_tokens."""
     from domain_tokens.comparison import (
         ARMS,
+        SEED_FLAGS,
         compare_runs,
         find_differences,
         load_pilot,
         load_run,
         pair_runs,
-        write_report,
+        refuse_other_arm,
     )
-    from domain_tokens.runs import (
-        AnalysisPlan,
-        code_identity,
-        load_config,
-        refuse_unwritable,
-        write_json,
-    )
-
-    for path in (args.output_path, args.report):
-        refuse_unwritable(path)
 
     baseline, mul_tokens = (
         [load_run(Path(folder), condition=arm) for folder in folders]
         for arm, folders in zip(ARMS, (args.baseline_dir, args.mul_tokens_dir), strict=True)
     )
     pairs = pair_runs(baseline, mul_tokens)
+    for pair in pairs:
+        for arm, run in zip(ARMS, pair, strict=True):
+            refuse_other_arm(run, SEED_FLAGS[arm])
     allowed = find_differences(pairs, args.allow_diff)
-    plan = load_config(AnalysisPlan, args.plan, [])
     report = compare_runs(pairs, plan, load_pilot([Path(f) for f in args.pilot_dir]))
-    report["allowed_differences"] = [asdict(difference) for difference in allowed]
+    return report | {"allowed_differences": [asdict(difference) for difference in allowed]}, pairs
+
+
+def compare_several(args: argparse.Namespace, plan: Any) -> tuple[dict[str, Any], Any]:
+    """Load the arms, refuse what is not alike, and compare them as the plan says."""
+    from domain_tokens.comparison import compare_arms, find_arm_differences, load_arms, load_pilot
+    from domain_tokens.treatments import draw_half
+
+    arms = load_arms(arm_folders(args))
+    allowed = find_arm_differences(arms, args.allow_diff)
+    pilot = load_pilot([Path(folder) for folder in args.pilot_dir])
+    report = compare_arms(arms, plan, draw_half, pilot)
+    return report | {"allowed_differences": [asdict(difference) for difference in allowed]}, arms
+
+
+def refuse_incomplete(args: argparse.Namespace, *, several: bool) -> None:
+    """Raise UserError where there are not two arms, or the plan is for two and there are more."""
+    flags: Sequence[tuple[str, list[str]]] = (
+        ("--baseline-dir", args.baseline_dir),
+        ("--mul-tokens-dir", args.mul_tokens_dir),
+    )
+    missing = [flag for flag, folders in flags if not folders]
+    if not several and args.arm:
+        raise UserError(
+            f"{args.plan} names no contrasts; with --arm give a plan such as {ARMS_PLAN}"
+        )
+    if not several and missing:
+        raise UserError(f"{missing[0]} is missing; give it, or the arms as --arm NAME=DIR")
+    if several and len(arm_folders(args)) < 2:
+        raise UserError("fewer than two arms; give them as --arm NAME=DIR")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Choose the plan, compare, print and write."""
+    args = parse(argv)
+    from domain_tokens.comparison import (
+        print_arms,
+        print_report,
+        write_arms_report,
+        write_report,
+    )
+    from domain_tokens.runs import (
+        ArmsPlan,
+        code_identity,
+        load_plan,
+        refuse_unwritable,
+        write_json,
+    )
+
+    for path in (args.output_path, args.report):
+        refuse_unwritable(path)
+    plan = load_plan(args.plan or in_repository(ARMS_PLAN if args.arm else PLAN))
+    several = isinstance(plan, ArmsPlan)
+    refuse_incomplete(args, several=several)
+    report, runs = (compare_several if several else compare_two)(args, plan)
     report["code"] = code_identity()
-    print_report(report)
+    (print_arms if several else print_report)(report)
     if args.report:
-        write_report(Path(args.report), report, pairs)
+        (write_arms_report if several else write_report)(Path(args.report), report, runs)
         print(f"\nreport: {args.report}")
     if args.output_path:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)

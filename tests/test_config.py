@@ -10,6 +10,7 @@ from domain_tokens.runs import config
 from domain_tokens.runs.config import (
     MAX_SEED,
     AnalysisPlan,
+    ArmsPlan,
     GSM8KEvalConfig,
     ModelSection,
     PretrainingConfig,
@@ -28,6 +29,8 @@ def _kind(path: Path):
         return PretrainingConfig
     if path.name == "analysis_plan.yaml":
         return AnalysisPlan
+    if path.name == "half_tables.yaml":
+        return ArmsPlan
     if path.is_relative_to(ROOT / "sft"):
         return SFTConfig
     return GSM8KEvalConfig if "gsm8k" in path.name else ProbeEvalConfig

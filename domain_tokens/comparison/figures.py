@@ -2,10 +2,11 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ARM_COLOURS = {"baseline": "#0072b2", "mul_tokens": "#d55e00"}  # Okabe and Ito 2008
+OTHER_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7b6cd9", "#999933")
 INK, FAINT = "#010203", "#8a8b8c"  # replaced by variables of the page
 VARIABLES = {
     INK: "var(--ink)",
@@ -63,20 +64,55 @@ def draw_learning_curves(stages: dict[str, dict[str, list[Curve]]]) -> str:
     """Draw the training loss over steps; stages: title -> arm -> a curve per seed."""
     figure, axes = _figure(len(stages), size=(4.6 * len(stages), 3.1))
     for axis, (title, arms) in zip(axes, stages.items(), strict=True):
-        for arm, curves in arms.items():
+        for place, (arm, curves) in enumerate(arms.items()):
+            colour = colour_of(arm, place)
             for number, curve in enumerate(curves):
                 x, y = zip(*curve, strict=True)
                 label = arm if number == 0 else None
-                axis.plot(x, y, color=ARM_COLOURS[arm], lw=1.4, alpha=0.8, label=label)
+                axis.plot(x, y, color=colour, lw=1.4, alpha=0.8, label=label)
         axis.set(title=title, xlabel="optimizer step", ylabel="training loss, nats per token")
         axis.legend()
     return _svg(figure, "curves", "Training loss of both arms in each stage")
 
 
-def draw_heatmaps(grids: dict[str, list[list[float]]], *, unit: str) -> str:
-    """Draw 9 × 9 grids of both arms on one scale, and their difference; rows are the first factor.
+def colour_of(arm: str, place: int) -> str:
+    """Return the colour of an arm, at its place among the arms."""
+    known = {**ARM_COLOURS, "fact_token": ARM_COLOURS["mul_tokens"]}
+    return known.get(arm, OTHER_COLOURS[place % len(OTHER_COLOURS)])
 
-    grids: arm -> values; a darker cell of an arm is a higher value.
+
+def draw_forest(panels: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Draw contrasts as points with their intervals; panels: title -> rows, the first on top.
+
+    A row has label, delta, interval (or None) and primary, in the units that the title names.
+    """
+    longest = max(len(rows) for rows in panels.values())
+    size = (5.6 * len(panels) + 1.6, 1.2 + 0.42 * longest)
+    figure, axes = _figure(len(panels), size=size)
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        axis.axvline(0, color=FAINT, lw=1)
+        for height, row in enumerate(rows):
+            colour = ARM_COLOURS["mul_tokens"] if row["primary"] else INK
+            if row["interval"] is not None:
+                axis.plot(row["interval"], [height] * 2, color=colour, lw=1.6)
+            marker = "D" if row["primary"] else "o"
+            axis.plot([row["delta"]], [height], marker, color=colour, ms=5)
+        axis.set(xlabel=title, yticks=range(len(rows)), ylim=(longest - 0.5, -0.5))
+        axis.set_yticklabels([row["label"] for row in rows])
+    figure.subplots_adjust(wspace=0.6)
+    return _svg(figure, "forest", "Contrasts between arms with their intervals")
+
+
+def draw_heatmaps(
+    grids: dict[str, list[list[float]]],
+    *,
+    unit: str,
+    change_title: str = "mul_tokens − baseline",
+    name: str = "heatmaps",
+) -> str:
+    """Draw two 9 × 9 grids on one scale, and second − first; rows are the first factor.
+
+    grids: title -> values; a darker cell is a higher value.
     """
     import numpy as np
 
@@ -87,7 +123,7 @@ def draw_heatmaps(grids: dict[str, list[list[float]]], *, unit: str) -> str:
     reach = max(float(np.abs(change).max()), 1e-9)
     figure, axes = _figure(3, size=(13, 4.2))
     panels = [(arm, grid, "cividis", low, max(high, low + 1e-9)) for arm, grid in arms.items()]
-    panels.append(("mul_tokens − baseline", change, "PuOr", -reach, reach))
+    panels.append((change_title, change, "PuOr", -reach, reach))
     for axis, (title, grid, colours, least, most) in zip(axes, panels, strict=True):
         mesh = axis.pcolormesh(
             np.arange(0.5, 10), np.arange(0.5, 10), grid, cmap=colours, vmin=least, vmax=most
@@ -109,7 +145,7 @@ def draw_heatmaps(grids: dict[str, list[list[float]]], *, unit: str) -> str:
         axis.set_aspect("equal")
         if axis is not axes[0]:  # both arms share one scale
             figure.colorbar(mesh, ax=axis, shrink=0.8, label=unit)
-    return _svg(figure, "heatmaps", "The multiplication table, cell by cell, in both arms")
+    return _svg(figure, name, f"The multiplication table, cell by cell: {', '.join(grids)}")
 
 
 def draw_scatter(points: Sequence[tuple[float, float, bool]], *, unit: str) -> str:

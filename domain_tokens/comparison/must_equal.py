@@ -19,9 +19,17 @@ PATHS = (
     "training.config.data.source",
     "training.config.data.validation_source",
 )
+TOKENLESS = ("unsupervised", "matched_merges")  # treatments that write no fact tokens
+CALCULATOR = "decode.calculator"
+# What a card that lacks a newer key meant then.
+MEANT = {
+    "config.data.rationale": "full",
+    "config.training.train": "all",
+    "decode.forbid_fact_tokens": False,
+}
 SETTING_PARTS = ("code", "environment")
-# What tells arms apart, so that it is equal in the runs of one arm only; which facts a half holds,
-# and how often they occur, differs by the seed that it was drawn from.
+# What tells arms apart, so that it is equal in the runs of one arm only (`arms.arm_of` says that
+# each run was treated as its arm is called); which facts a half holds differs by its seed.
 TREATMENT = ("training.treatment.name", "training.treatment.treated_facts")
 CONFIG_TREATMENT = ("data.treatment", "data.treated_facts")
 BASE = {"stage": "base"}  # the record of a base without a card
@@ -63,8 +71,12 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
         flat |= _of_ancestors(training)
     record = record_in(training) or {}
     flat |= {key: record.get(key.rpartition(".")[2]) for key in TREATMENT}
-    flat = {key: value for key, value in flat.items() if not key.endswith(CONFIG_TREATMENT)}
-    return {key: value for key, value in flat.items() if key not in PATHS}
+    return {key: value for key, value in flat.items() if not _is_left_out(key)}
+
+
+def _is_left_out(key: str) -> bool:
+    """Return whether a key says where data lie, or is the treatment as a config asked for it."""
+    return key in PATHS or key.endswith(CONFIG_TREATMENT)
 
 
 def trained_stages(training: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,12 +121,14 @@ def _is_seeded(key: str) -> bool:
     return key in SEEDED or of_ancestor
 
 
-def find_differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -> list[Difference]:
+def find_differences(
+    pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str], *, by_design: Sequence[str] = ()
+) -> list[Difference]:
     """Return the permitted differences; raise UserError for any other, with both values.
 
     Arms are compared within each pair, and each pair with the first but for what a seed decides.
     Stages before the last one are compared wherever two cards record them. allowed: keys, or the
-    beginning of keys up to a dot.
+    beginning of keys up to a dot; by_design: keys that are not compared.
     """
     found: list[Difference] = []
     known: set[str] = set()
@@ -126,10 +140,11 @@ def find_differences(pairs: Sequence[tuple[Run, Run]], allowed: Sequence[str]) -
             told = all(_tells_ancestors(evaluation.card) for evaluation in evaluations)
             folders = (str(one.folder), str(other.folder))
             found += [
-                Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
+                Difference(key, folders, (_value(cards[0], key), _value(cards[1], key)))
                 for key in {**cards[0], **cards[1]}
-                if cards[0].get(key) != cards[1].get(key)
+                if _value(cards[0], key) != _value(cards[1], key)
                 and compared(key)
+                and key not in by_design
                 and (told or not key.startswith(ANCESTORS))
             ]
     runs = [run for pair in pairs for run in pair]
@@ -196,7 +211,9 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
             key, count = f"{name}.inject", record["injected_tokens"]
             treated = record["condition"] == "mul_tokens"
             got = f"{record['inject']} with {count} fact tokens"
-            if treated and not (record["inject"] and count):
+            name = ((evaluation.card["training"] or {}).get("treatment") or {}).get("name")
+            some = bool(count) or name in TOKENLESS
+            if treated and not (record["inject"] and some):
                 wanted = "True with some, as condition mul_tokens says"
             elif not treated and (record["inject"] or count):
                 wanted = "False with none, as condition baseline says"
@@ -245,7 +262,12 @@ def _with_recorded(
         told = [evaluation.card.get(name) for evaluation in evaluations]
         if None not in told:
             cards = [c | flatten(t, name) for c, t in zip(cards, told, strict=True)]
-    return [{key: value for key, value in card.items() if key not in PATHS} for card in cards]
+    return [{k: value for k, value in card.items() if not _is_left_out(k)} for card in cards]
+
+
+def _value(card: dict[str, Any], key: str) -> Any:
+    meant = next((value for end, value in MEANT.items() if key.endswith(end)), None)
+    return card.get(key, meant)
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domain_tokens.comparison.claims import Statement, told
 from domain_tokens.comparison.power import (
     Aim,
     RunNoise,
@@ -14,7 +15,7 @@ from domain_tokens.comparison.power import (
     run_noise,
     seeds_needed,
 )
-from domain_tokens.comparison.runs import lineage_clusters, same_base
+from domain_tokens.comparison.runs import ARMS, lineage_clusters, same_base
 from domain_tokens.comparison.values import (
     ENDPOINTS,
     INTERACTION,
@@ -24,7 +25,6 @@ from domain_tokens.comparison.values import (
     value_matrix,
 )
 from domain_tokens.comparison.verdicts import (
-    MOST_SEEDS,
     _collapses,
     _left_out,
     _sameness,
@@ -32,6 +32,7 @@ from domain_tokens.comparison.verdicts import (
     _verdicts,
     replicates_differ_in,
 )
+from domain_tokens.comparison.words import MOST_SEEDS
 from domain_tokens.errors import UserError
 from domain_tokens.runs import AnalysisPlan, hash_json
 from domain_tokens.statistics import (
@@ -69,7 +70,8 @@ def analyse(
     ]
     found = [row for row in rows if row is not None]
     primaries = [row for row in found if row["role"] == "primary"]
-    _adjust(primaries, plan.alpha)
+    by_name = {row["endpoint"]: row for row in primaries}
+    _adjust([by_name.get(name) for name in PRIMARIES], plan.alpha)  # the family is both, always
     interaction = _interaction(pairs, groups, plan)
     context = {
         "clusters": len(groups),
@@ -78,7 +80,7 @@ def analyse(
     }
     notes = [
         *_left_out(found, context, pilot),
-        *_collapses(pairs),
+        *_collapses({arm: [pair[i] for pair in pairs] for i, arm in enumerate(ARMS)}),
         *_sameness(pairs),
         *_too_few(plan, context),
     ]
@@ -88,7 +90,7 @@ def analyse(
         "pilot": [str(run.folder) for run in pilot] or None,
         "replicates_differ_in": replicates_differ_in(pairs),
         "endpoints": found + ([interaction] if interaction else []),
-        "verdicts": [*_verdicts(primaries, plan, context), *notes],
+        **told([*_verdicts(primaries, plan, context), *(Statement(note) for note in notes)]),
     }
 
 
@@ -98,7 +100,10 @@ def _estimate(
     groups: list[list[int]],
     plan: AnalysisPlan,
     pilot: Sequence["Run"],
+    *,
+    family: int = len(PRIMARIES),
 ) -> dict[str, Any] | None:
+    """Return a row of one endpoint; family: how many tests Holm runs over if it is a primary."""
     arms = both_arms(pairs, endpoint)
     if arms is None:
         return None
@@ -117,7 +122,9 @@ def _estimate(
         },
         **_test(d, endpoint, plan.confidence if endpoint.primary else 1 - plan.alpha),
         "p_holm": None,
-        **_prospects(endpoint, d, _noise(endpoint, pairs, arms, groups, pilot), plan),
+        **_prospects(
+            endpoint, d, _noise(endpoint, pairs, arms, groups, pilot), plan, family=family
+        ),
     }
 
 
@@ -153,34 +160,32 @@ def _shown(found: Estimate, confidence: float) -> dict[str, Any]:
     }
 
 
-def _adjust(primaries: list[dict[str, Any]], alpha: float) -> None:
-    """Adjust the primaries' p by Holm and give each the interval of the level it was tested at.
+def _adjust(family: Sequence[dict[str, Any] | None], alpha: float) -> None:
+    """Adjust the p of a family by Holm and give each the interval of the level it was tested at.
 
-    The family is both primaries: one that was not measured, or has no p, counts as p = 1.
+    One that was not measured (None), or has no p, counts as p = 1.
     """
-    by_name = {row["endpoint"]: row for row in primaries if row["p"] is not None}
-    p = [by_name[name]["p"] if name in by_name else 1.0 for name in PRIMARIES]
+    p = [1.0 if row is None or row["p"] is None else row["p"] for row in family]
     levels = holm_levels(p, alpha)
-    for name, adjusted, level in zip(PRIMARIES, holm(p), levels, strict=True):
-        if name in by_name:
-            row = by_name[name]
+    for row, adjusted, level in zip(family, holm(p), levels, strict=True):
+        if row is not None and row["p"] is not None:
             found = Estimate(row["delta"], row["se"], row["df"])
             row |= {**_shown(found, 1 - level), "p_holm": adjusted}
 
 
 def _prospects(
-    endpoint: Endpoint, d: np.ndarray, noise: RunNoise | None, plan: AnalysisPlan
+    endpoint: Endpoint, d: np.ndarray, noise: RunNoise | None, plan: AnalysisPlan, *, family: int
 ) -> dict[str, Any]:
     """Return what a study like this can detect, and what its margin would take.
 
-    d: [clusters, items]. A primary has to pass Holm's first step, at α over both. One pair can
+    d: [clusters, items]. A primary has to pass Holm's first step, at α over all. One pair can
     detect nothing of the method, and shows no item × arm variance.
     """
     margin = plan.margins.get(endpoint.name) if endpoint.primary else None
     row: dict[str, Any] = {"margin": margin, "detectable": None, "seeds_needed": None}
     if noise is None:
         return row
-    aim = Aim(plan.alpha, plan.power, len(PRIMARIES) if endpoint.primary else 1)
+    aim = Aim(plan.alpha, plan.power, family if endpoint.primary else 1)
     items = None if endpoint.census or len(d) < 2 else item_noise(d)
     row["run_sd"] = noise.variance**0.5
     row["item_arm_sd"] = None if items is None else (items.variance * items.items) ** 0.5

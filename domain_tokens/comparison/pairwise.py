@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from domain_tokens.comparison.claims import PairVerdict, Statement
 from domain_tokens.comparison.must_equal import untold_by_cards
 from domain_tokens.comparison.over_seeds import analyse
 from domain_tokens.comparison.runs import ACCURACIES, ARMS, Evaluation, Run, endpoints_of
+from domain_tokens.comparison.words import pair_sentence, pairs_sentence
 from domain_tokens.errors import UserError
 from domain_tokens.runs import AnalysisPlan
 from domain_tokens.statistics import (
@@ -51,7 +53,9 @@ def compare_runs(
         "untold": list(untold_by_cards(runs)),
         "analysis": analyse(pairs, plan, pilot),
     }
-    report["verdicts"] = [*report["analysis"]["verdicts"], *_verdicts(report, plan.alpha)]
+    told = list(_verdicts(report, plan.alpha))
+    report["verdicts"] = [*report["analysis"]["verdicts"], *(one.text for one in told)]
+    report["statements"] = [*report["analysis"]["statements"], *(one.as_data() for one in told)]
     return report
 
 
@@ -59,7 +63,7 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     endpoints, metrics, floors = [], {}, {}
     for name in names:
         one, other = (run.evaluations[name] for run in pair)
-        _refuse_unpaired(one, other)
+        refuse_unpaired(one, other)
         items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
         for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
             right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
@@ -83,7 +87,8 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+def refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+    """Raise UserError where two evaluations are not of the same items, prompts and golds."""
     where = f"{one.results} and {other.results}"
     alone = sorted(one.items.keys() ^ other.items.keys())
     if alone:
@@ -163,42 +168,40 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _verdicts(report: dict[str, Any], alpha: float) -> Iterator[str]:
+def _verdicts(report: dict[str, Any], alpha: float) -> Iterator[Statement]:
     """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
     pairs = report["pairs"]
     headlines = [[row for row in one["endpoints"] if row["headline"]] for one in pairs]
     for rows in zip(*headlines, strict=True):
         name = f"{rows[0]['evaluation']} {rows[0]['endpoint']}"
+        verdicts = [_verdict(one, row, alpha) for one, row in zip(pairs, rows, strict=True)]
         if len(pairs) == 1:
-            floor = pairs[0]["best_constant"][rows[0]["evaluation"]]
-            yield f"{name}: {_verdict(rows[0], floor, alpha)}"
-            continue
-        seeds = ", ".join(f"{row['mcnemar_p_holm']:.2g}" for row in rows)
-        yield (
-            f"{name}, exact McNemar p of each pair after Holm: {seeds}. Each compares two "
-            "checkpoints on these items; this says nothing about the method."
-        )
-    yield from report["untold"]
+            yield Statement(pair_sentence(verdicts[0]), name, tuple(verdicts))
+        else:
+            yield Statement(pairs_sentence(name, verdicts), verdicts=tuple(verdicts))
+    yield from map(Statement, report["untold"])
     if report["cross_base"]:
-        yield (
+        yield Statement(
             "A base × SFT factorial (--cross-base): the arm of the base is not that of the SFT in "
             f"{', '.join(report['cross_base'])}."
         )
 
 
-def _verdict(row: dict[str, Any], floor: dict[str, Any], alpha: float) -> str:
-    b, c, p = row["only_baseline_right"], row["only_mul_tokens_right"], row["mcnemar_p_holm"]
-    evidence = f"(only baseline right {b}, only mul_tokens right {c}, exact McNemar p {p:.3g}"
-    if row["mcnemar_p_holm"] != row["mcnemar_p"]:
-        evidence += f" after Holm, {row['mcnemar_p']:.3g} before"
-    if p < alpha:
-        words = f"These two checkpoints differ on these items, {ARMS[c > b]} is higher {evidence})"
-    else:
-        words = f"No difference detected on these items {evidence})"
-    words += "; this says nothing about the method."
-    if all(row[arm]["interval_95"][0] <= floor["accuracy"] for arm in ARMS):
-        words += (
-            " Accuracy is uninformative here: neither interval lies above what always answering "
-            f"{floor['answer']} scores ({floor['accuracy']:.2%})."
-        )
-    return words
+def _verdict(pair: dict[str, Any], row: dict[str, Any], alpha: float) -> PairVerdict:
+    b, c = row["only_baseline_right"], row["only_mul_tokens_right"]
+    floor = pair["best_constant"][row["evaluation"]]
+    differ = row["mcnemar_p_holm"] < alpha
+    return PairVerdict(
+        evaluation=row["evaluation"],
+        endpoint=row["endpoint"],
+        seed=pair["seed"],
+        claim="differ" if differ else "not_detected",
+        higher=ARMS[c > b] if differ else None,
+        only_baseline_right=b,
+        only_mul_tokens_right=c,
+        p=row["mcnemar_p"],
+        p_holm=row["mcnemar_p_holm"],
+        uninformative=all(row[arm]["interval_95"][0] <= floor["accuracy"] for arm in ARMS),
+        floor_answer=floor["answer"],
+        floor_accuracy=floor["accuracy"],
+    )

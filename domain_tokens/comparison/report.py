@@ -2,25 +2,23 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.checkpoints import read_card
 from domain_tokens.comparison.figures import (
     Curve,
     draw_heatmaps,
     draw_learning_curves,
     draw_scatter,
 )
+from domain_tokens.comparison.lineage_files import STAGE_NAMES, STAGE_RESULTS, lineage, stage_files
 from domain_tokens.comparison.must_equal import flatten
 from domain_tokens.comparison.runs import ARMS, Run
-from domain_tokens.comparison.verdicts import in_words
+from domain_tokens.comparison.words import in_words, number_in_words
 from domain_tokens.errors import UserError
-from domain_tokens.runs import CARD_NAME, read_json, write_text
+from domain_tokens.runs import write_text
 
-STAGE_RESULTS = {"tulu_sft": "tulu_sft_results.json", "sft": "sft_results.json"}
-STAGE_NAMES = {"tulu_sft": "Tulu-3 SFT", "sft": "GSM8K SFT"}
 # Of a run card: what tells two runs apart without saying anything of the experiment.
 TECHNICAL = ("identity", "card_hash", "environment.threads", "sources", "path", "ancestors")
 
@@ -39,6 +37,11 @@ Pairs = Sequence[tuple[Run, Run]]
 
 def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
     """Write the page of a comparison; all text of models and data is escaped."""
+    render(path, "report.html.j2", context(comparison, pairs))
+
+
+def render(path: Path, template: str, content: dict[str, Any]) -> None:
+    """Write a page from its template and what that shows."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -50,11 +53,12 @@ def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
     )
     environment.filters["level"] = _level
     environment.filters["signed"] = in_words
-    environment.filters["bound"] = lambda value, unit: in_words(value, unit).split()[0]
+    environment.filters["bound"] = number_in_words
     environment.filters["percent"] = lambda value: f"{100 * value:.2f}"
     environment.filters["label"] = lambda name: LABELS.get(name, name.replace("_", " "))
     environment.filters["short"] = _short
-    page = environment.get_template("report.html.j2").render(context(comparison, pairs))
+    environment.filters["flops"] = lambda value: f"{value:.3g}" if value else "–"
+    page = environment.get_template(template).render(content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,17 +68,17 @@ def write_report(path: Path, comparison: dict[str, Any], pairs: Pairs) -> None:
 
 def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
     """Return what the template shows."""
-    lineages = {arm: [list(_lineage(pair[i])) for pair in pairs] for i, arm in enumerate(ARMS)}
+    lineages = {arm: [list(lineage(pair[i])) for pair in pairs] for i, arm in enumerate(ARMS)}
     stages = {
-        stage: {arm: [_stage(chain, stage) for chain in lineages[arm]] for arm in ARMS}
+        stage: {arm: [stage_files(chain, stage) for chain in lineages[arm]] for arm in ARMS}
         for stage in STAGE_RESULTS
     }
     return {
         "arms": ARMS,
         "comparison": comparison,
-        "verdicts": [verdict.partition(": ")[::2] for verdict in comparison["verdicts"]],
+        "statements": comparison["statements"],
         "analysis": comparison["analysis"],
-        "rows": [_interval_row(row) for row in comparison["analysis"]["endpoints"]],
+        "rows": [interval_row(row) for row in comparison["analysis"]["endpoints"]],
         "curves": _curves(stages),
         "grid": _grid(pairs),
         "scatter": _scatter(pairs),
@@ -83,34 +87,13 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
         "flips": list(_flips(pairs)),
         "seeds": [pair[0].seed for pair in pairs],
         "cards": _card_differences(pairs[0]),
-        "commands": list(_commands(pairs, lineages)),
+        "commands": list(command_lines(pair[i] for i in range(len(ARMS)) for pair in pairs)),
         "environment": pairs[0][0].card["environment"],
         "code": comparison["code"],
     }
 
 
 # --- what lies next to the evaluations ------------------------------------------------------------
-
-
-def _lineage(run: Run) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield folder and run card of the checkpoint and of its parents, as far as they are there."""
-    folder: Path | None = Path(run.card["model_path"])
-    while folder is not None and (folder / CARD_NAME).is_file():
-        card = read_card(folder)
-        assert card is not None
-        yield folder, card
-        parent = card.get("parent")
-        folder = Path(parent["path"]) if parent else None
-
-
-def _stage(chain: list[tuple[Path, dict[str, Any]]], stage: str) -> dict[str, Any] | None:
-    """Return results and training log of a stage; None where its folder is no longer there."""
-    for folder, card in chain:
-        results, log = folder / STAGE_RESULTS[stage], folder / "train_log.jsonl"
-        if card["stage"] == stage and results.is_file():
-            lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-            return {"results": read_json(results), "log": [json.loads(line) for line in lines]}
-    return None
 
 
 def _curves(stages: dict[str, Any]) -> str | None:
@@ -168,7 +151,7 @@ def _speed(stages: dict[str, Any], pairs: Pairs) -> Iterator[dict[str, Any]]:
 # --- endpoints ------------------------------------------------------------------------------------
 
 
-def _interval_row(row: dict[str, Any]) -> dict[str, Any]:
+def interval_row(row: dict[str, Any]) -> dict[str, Any]:
     """Add where delta and interval lie on a line from -reach to reach, in percent of its width.
 
     unreachable: no number of seeds detects the margin.
@@ -270,16 +253,14 @@ def _card_differences(pair: tuple[Run, Run]) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _commands(pairs: Pairs, lineages: dict[str, Any]) -> Iterator[str]:
+def command_lines(runs: Iterable[Run]) -> Iterator[str]:
     """Yield the commands that made the study, parents first, each once."""
     told: dict[str, None] = {}
-    for index, arm in enumerate(ARMS):
-        for chain in lineages[arm]:
-            for _, card in reversed(chain):
-                told[card.get("command", "")] = None
-        for pair in pairs:
-            for evaluation in pair[index].evaluations.values():
-                told[evaluation.card.get("command", "")] = None
+    for run in runs:
+        for _, card in reversed(list(lineage(run))):
+            told[card.get("command", "")] = None
+        for evaluation in run.evaluations.values():
+            told[evaluation.card.get("command", "")] = None
     yield from (command for command in told if command)
 
 

@@ -12,6 +12,9 @@ from .cli import is_unicode as is_unicode
 from .cli import overrides_of as overrides_of
 from .cli import run_script as run_script
 from .config import AnalysisPlan as AnalysisPlan
+from .config import ArmName as ArmName
+from .config import ArmsPlan as ArmsPlan
+from .config import ContrastSection as ContrastSection
 from .config import DataSection as DataSection
 from .config import GSM8KEvalConfig as GSM8KEvalConfig
 from .config import GSM8KSection as GSM8KSection
@@ -23,6 +26,7 @@ from .config import SFTConfig as SFTConfig
 from .config import TrackingSection as TrackingSection
 from .config import TrainingSection as TrainingSection
 from .config import load_config as load_config
+from .config import load_plan as load_plan
 from .console import highlighted as highlighted
 from .console import highlighted_text as highlighted_text
 from .console import print_columns as print_columns
@@ -84,6 +88,9 @@ __all__ = [
     "SEED",
     "UNFINISHED_MARKER",
     "AnalysisPlan",
+    "ArmName",
+    "ArmsPlan",
+    "ContrastSection",
     "DataSection",
     "Device",
     "Found",
@@ -123,6 +130,7 @@ __all__ = [
     "is_main_process",
     "is_unicode",
     "load_config",
+    "load_plan",
     "lock_output",
     "make_folder",
     "open_workspace",

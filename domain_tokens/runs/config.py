@@ -1,6 +1,7 @@
 """YAML files and --set overrides become one validated, frozen config."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -196,7 +197,74 @@ class AnalysisPlan(Section):
     margins: dict[Literal["a1", "g1"], Annotated[float, Field(gt=0, le=1000)]]
 
 
+ArmName = Literal[
+    "baseline",
+    "fact_token",
+    "half_a",
+    "half_b",
+    "generic",
+    "operands",
+    "result",
+    "appended",
+    "unsupervised",
+    "matched_merges",
+    "mixed",
+]
+Role = Literal["primary", "secondary"]
+
+
+class ContrastSection(Section):
+    """The first arm less the second. over: what the second one is, in the words of the verdict."""
+
+    arms: list[ArmName] = Field(min_length=2, max_length=2)
+    role: Role = "secondary"
+    over: str = Field(min_length=1, max_length=200)
+
+    @property
+    def name(self) -> str:
+        """How the contrast is called everywhere."""
+        return f"{self.arms[0]} − {self.arms[1]}"
+
+
+class ArmsPlan(AnalysisPlan):
+    """The plan of a study with several arms: which contrasts, and which of them are primary.
+
+    Holm runs over the primary contrasts × the primary endpoints, and once more, apart, over the
+    secondary ones. half_table: the role of half_a against half_b. redraws: how often the halves are
+    drawn again for Fisher's test, from redraw_seed.
+    """
+
+    half_table: Role
+    contrasts: list[ContrastSection]
+    redraws: int = Field(ge=1_000, le=1_000_000)
+    redraw_seed: Seed
+
+    @model_validator(mode="after")
+    def _contrasts_are_distinct_and_one_is_primary(self) -> "ArmsPlan":
+        names = [contrast.name for contrast in self.contrasts]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"the contrast {min(twice)} is there twice")
+        same = [c.name for c in self.contrasts if len(set(c.arms)) < 2]
+        if same:
+            raise ValueError(f"the contrast {same[0]} is of one arm; wanted two")
+        if "primary" not in {self.half_table, *(c.role for c in self.contrasts)}:
+            raise ValueError("no contrast is primary; wanted at least one")
+        return self
+
+
 ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def load_plan(path: str | Path) -> AnalysisPlan:
+    """Read an analysis plan: an ArmsPlan where the file names contrasts, else one for two arms.
+
+    Raises UserError as `load_config` does.
+    """
+    file = Path(path)
+    text = file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else ""
+    several = re.search(r"(?m)^contrasts\s*:", text)
+    return load_config(ArmsPlan if several else AnalysisPlan, file, [])
 
 
 def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> ConfigT:
