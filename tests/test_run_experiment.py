@@ -1,6 +1,10 @@
 """One command runs every stage, for both arms alike, and a second call does nothing."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -124,3 +128,84 @@ def test_every_printed_config_exists():
         for word in command.arguments:
             if word.endswith(".yaml"):
                 assert (ROOT / word).is_file(), word
+
+
+SMALL = [  # every stage, in seconds
+    *("--set", "base.training.max_train_samples=40", "--set", "tulu.training.max_train_samples=40"),
+    *("--set", "tulu.training.max_val_samples=4", "--set", "gsm8k.training.max_train_samples=40"),
+    *("--set", "gsm8k.training.max_val_samples=4", "--set", "eval_gsm8k.evaluation.rationales=1"),
+    *("--set", "eval_gsm8k.evaluation.max_new_tokens=8", "--max-samples", "4"),
+    *("--set", "probes.evaluation.multidigit=1", "--set", "probes.evaluation.additions=1"),
+]
+
+
+def started(root, *words):
+    """Start run_experiment.py with two lineages side by side."""
+    command = [sys.executable, "scripts/run_experiment.py", "--output-root", str(root)]
+    return subprocess.Popen(
+        [*command, *SMALL, "--jobs", "2", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_lineages_side_by_side_fail_alone_and_go_on_after_a_kill(tmp_path):
+    """One lineage fails while the other ends; killed in between, the same command ends it all."""
+    demo = tmp_path / "demo"
+    stranger = demo / "sft_tulu_mul_tokens" / "notes.txt"
+    stranger.parent.mkdir(parents=True)
+    stranger.write_text("not ours")
+    output, complaint = started(tmp_path).communicate()
+    assert "fact_token failed: exit status 2: error: " in complaint
+    assert "files of another kind (notes.txt)" in complaint
+    assert "failed: 1 of 2 lineages (fact_token); fix what they say" in complaint
+    done = demo / "eval_baseline" / "arithmetic_results.json"
+    assert done.is_file()
+    assert "6 of 10 stages done, 4 left; about" in output
+    assert not (demo / "comparison.json").exists()
+
+    stranger.unlink()
+    before = tree(demo / "eval_baseline") | tree(demo / "sft_gsm8k_baseline")
+    killed = started(tmp_path)
+    while not (demo / "sft_tulu_mul_tokens" / "tulu_sft_results.json").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (demo / "eval_mul_tokens" / "arithmetic_results.json").exists()
+
+    again = started(tmp_path)
+    output, complaint = again.communicate()
+    assert again.returncode == 0, complaint
+    assert "10 of 10 stages done, 0 left" in output
+    assert (demo / "comparison.json").is_file()
+    assert tree(demo / "eval_baseline") | tree(demo / "sft_gsm8k_baseline") == before
+    kinds = [json.loads(line)["kind"] for line in (demo / "stage_seconds.jsonl").open()]
+    assert sorted(set(kinds)) == ["base", "base_copy", "eval_gsm8k", "gsm8k", "probes", "tulu"]
+
+
+def test_only_the_lineages_that_are_named(capsys):
+    words = ["--dry-run", "--design", "half-tables", "--seeds", "1", "2"]
+    assert call("scripts/run_experiment.py", *words, "--only", "half_b_seed_2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4  # the bases, two trainings, two evaluations
+    assert all("half_b_seed_2" in line for line in lines[2:])
+    assert call("scripts/run_experiment.py", *words, "--only", "half_b_sed_2") == 2
+    assert "did you mean half_b_seed_2?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--set", "gsm8k.training.num_epoch=3"], "unknown key training.num_epoch: did you mean"),
+        (["--set", "stories.evaluation.seed=1"], "profile demo has no such keys; it has those of"),
+        (["--profile", "full", "--set", "base.training.seed=1"], "no such keys"),
+        (["--profile", "full", "--corpora-only"], "only the demo has corpora"),
+        (["--treatments", "operand"], "invalid choice: 'operand'"),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused_at_once(words, complaint, capsys):
+    assert call("scripts/run_experiment.py", "--dry-run", *words) == 2
+    assert complaint in capsys.readouterr().err

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domain_tokens.errors import UserError
-from domain_tokens.experiment.stages import FACT_TOKEN, Arm, Replicate
+from domain_tokens.experiment.stages import CONTROLS, Arm, Replicate
 from domain_tokens.runs import in_repository
 
 # Stages whose config keys --set reaches, as in gsm8k.training.num_epochs=3.
@@ -154,11 +154,15 @@ def _refuse_misfit(profile: Profile, options: Options) -> None:
             raise UserError(
                 f"--set {text}: wanted STAGE.KEY=VALUE, STAGE one of {', '.join(KINDS)}; {hint}"
             )
-    names = options.treatments or ()
-    twice = next((name for name in names if list(names).count(name) > 1), None)
-    if twice is not None or FACT_TOKEN in names:
-        what = f"names {twice} twice" if twice else f"names {FACT_TOKEN}, which every design has"
-        raise UserError(f"--treatments {what}; wanted each control once")
+    if options.design not in (None, *DESIGNS):
+        raise UserError(f"design {options.design!r}; wanted one of {', '.join(DESIGNS)}")
+    names = list(options.treatments or ())
+    for name in names:
+        if name not in CONTROLS or names.count(name) > 1:
+            what = "is named twice" if name in CONTROLS else "is no control"
+            raise UserError(
+                f"treatment {name!r} {what}; wanted each at most once of {', '.join(CONTROLS)}"
+            )
 
 
 EXAMPLE = "gsm8k.training.num_epochs=3"

@@ -26,10 +26,11 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Stages done, running (or begun, where nobody is asked) and left; seconds until the end.
+    """Stages done, running and left; seconds until the end.
 
-    seconds: None where no stage of any kind that is left has finished yet. unknown: kinds that are
-    left and of which none has finished, so that the seconds lack them.
+    begun: whether those that run were only found begun: a killed run leaves such, too. seconds:
+    None where no stage of any kind that is left has finished yet. unknown: kinds that are left and
+    of which none has finished, so that the seconds lack them.
     """
 
     done: int
@@ -37,10 +38,11 @@ class Progress:
     left: int
     seconds: float | None
     unknown: tuple[str, ...]
+    begun: bool = False
 
     def __str__(self) -> str:
         words = f"{self.done} of {self.done + self.running + self.left} stages done"
-        words += f", {self.running} running" if self.running else ""
+        words += f", {self.running} {'begun' if self.begun else 'running'}" if self.running else ""
         words += f", {self.left} left"
         if not self.running + self.left:
             return words
@@ -141,10 +143,11 @@ def progress_of(
     """Return how far a plan is. running: how many stages run; None counts what was begun."""
     rest = [stage for stage in stages if not stage.finished.is_file()]
     seconds = median_seconds(root, jobs=jobs)
+    begun = running is None
     running = sum(map(has_begun, rest)) if running is None else min(running, len(rest))
     unknown = tuple(dict.fromkeys(s.kind for s in rest if s.kind not in seconds))
     left = seconds_left(rest, seconds, jobs=jobs)
-    return Progress(len(stages) - len(rest), running, len(rest) - running, left, unknown)
+    return Progress(len(stages) - len(rest), running, len(rest) - running, left, unknown, begun)
 
 
 def has_begun(stage: Planned) -> bool:

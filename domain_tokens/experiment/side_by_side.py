@@ -75,7 +75,7 @@ def _start(name: str, argv: Sequence[str], *, jobs: int, log: Path) -> subproces
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if jobs > 1:
         # Threads of several processes that wait for each other at barriers take each other's cores.
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
         environment.setdefault("OMP_WAIT_POLICY", "passive")
     with log.open("ab") as stream:
         return subprocess.Popen(
@@ -85,6 +85,12 @@ def _start(name: str, argv: Sequence[str], *, jobs: int, log: Path) -> subproces
             stderr=subprocess.STDOUT,
             env=environment,
         )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, where the system tells."""
+    told = getattr(os, "sched_getaffinity", None)
+    return len(told(0)) if told else os.cpu_count() or 1
 
 
 def _log(logs: Path, name: str) -> Path:
