@@ -154,9 +154,12 @@ def test_the_laptop_trains_one_stage_and_evaluates_it_at_once():
     assert "--set data.source=rows --max-samples 500" in greedy
     assert "--output-dir outputs/laptop/eval_baseline_calculator_seed_3 " in ceiling
     assert ceiling.endswith("--calculator facts --set evaluation.rationales=0")
-    inputs = [file for stage in plan.comparisons() for file in stage.inputs]
-    assert not any("calculator" in str(file) for file in inputs)
-    assert sum(file.name == "stories_results.json" for file in inputs) == 40
+    two, arms = plan.comparisons()
+    assert not any("calculator" in str(file) for file in two.inputs)
+    assert sum(file.name == "stories_results.json" for file in two.inputs + arms.inputs) == 40
+    ceilings = [f"outputs/laptop/eval_baseline_calculator_seed_{seed}" for seed in plan.seeds]
+    assert f"--arm baseline+calculator={' '.join(ceilings)} --arm" in " ".join(arms.arguments)
+    assert sum("calculator" in str(file) for file in arms.inputs) == 5
 
 
 def test_what_the_user_sets_reaches_the_stages_that_it_names():

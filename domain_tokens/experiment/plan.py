@@ -106,13 +106,18 @@ class Experiment:
     def _comparison(self, arms: list[Arm], replicates: list[Replicate]) -> Stage:
         arguments, inputs = [], []
         for arm in arms:
-            folders = [str(self.layout.folder("eval", arm, r)) for r in replicates]
+            stages = [s for r in replicates for s in _evaluate(self.layout, arm, r)]
+            ceiling = [s.finished.parent for s in stages if s.kind == "calculator"]
+            folders = [self.layout.folder("eval", arm, r) for r in replicates]
             if len(arms) == 2:
-                arguments += [f"--{arm.condition.replace('_', '-')}-dir", *folders]
+                arguments += [f"--{arm.condition.replace('_', '-')}-dir", *map(str, folders)]
+                stages = [stage for stage in stages if stage.kind != "calculator"]
             else:
-                arguments += ["--arm", f"{arm.name}={folders[0]}", *folders[1:]]
-            stages = (s for r in replicates for s in _evaluate(self.layout, arm, r))
-            inputs += [s.finished for s in stages if s.kind != "calculator"]
+                arguments += ["--arm", *_named(arm.name, folders)]
+                arguments += (
+                    ["--arm", *_named(f"{arm.name}+calculator", ceiling)] if ceiling else []
+                )
+            inputs += [stage.finished for stage in stages]
         name = replicates[0].rate_suffix
         if len(arms) > 2:
             arguments += ["--plan", in_repository(HALF_TABLES)]
@@ -130,6 +135,12 @@ class Experiment:
         inputs = [folder / "sft_results.json" for folder in folders]
         words = [str(folder) for folder in folders]
         return Stage("scripts/check_checkpoint.py", words, inputs, self.layout.root, "check", False)
+
+
+def _named(name: str, folders: Sequence[Path]) -> list[str]:
+    """Return the words NAME=DIR DIR…"""
+    first, *more = map(str, folders)
+    return [f"{name}={first}", *more]
 
 
 def _bases(layout: Layout, corpora: Stage) -> Iterator[Stage]:
