@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print(*stages, *([] if args.only else [plan.check(), *plan.comparisons()]), sep="\n")
         if plan.profile.name == "laptop":
-            print(f"\n{experiment.expected_time(plan, every, jobs=jobs or 1)}")
+            asked = experiment.planned(lineages)
+            print(f"\n{experiment.expected_time(plan, asked, jobs=jobs or 1)}")
         return 0
     if args.child:
         experiment.end_with_parent()

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain_tokens.experiment import progress
-from domain_tokens.experiment.progress import Planned, progress_of, seconds_left
+from domain_tokens.experiment import progress, settings
+from domain_tokens.experiment.layout import Layout, Options
+from domain_tokens.experiment.plan import Experiment
+from domain_tokens.experiment.progress import Planned, planned, progress_of, seconds_left
 from domain_tokens.experiment.stages import Stage
 from domain_tokens.runs import UNFINISHED_MARKER
+from tests.conftest import ROOT, plant
 
 KINDS = ("train", "eval")
 
@@ -109,3 +112,78 @@ def test_a_plan_is_written_once_and_read_back(tmp_path):
 )
 def test_seconds_as_a_person_says_them(seconds, words):
     assert progress.duration(seconds) == words
+
+
+RATE = 2e11  # operations a second
+
+
+@pytest.fixture
+def laptop(tmp_path, monkeypatch):
+    """A laptop plan in a folder, on a machine whose matrix products have a known rate."""
+    honest = Layout.config
+
+    def config(self, part, name):
+        lines = (ROOT / honest(self, part, name)).read_text().splitlines()
+        file = tmp_path / f"{part}_{name}.yaml"
+        file.write_text("\n".join(line for line in lines if "rationale:" not in line))
+        return str(file)
+
+    monkeypatch.setattr(Layout, "config", config)
+    plant(monkeypatch, "domain_tokens.runs.device.peak_flops", lambda device, dtype: RATE)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return lambda *sets, seeds=(1,): Experiment(
+        "laptop", str(tmp_path), seeds, options=Options(base="a", overrides=sets)
+    )
+
+
+def seconds_of(plan, kind):
+    return settings._work(plan.layout)[kind] / RATE
+
+
+def test_before_the_first_stage_time_comes_from_a_probe(laptop):
+    plan = laptop()
+    stages = planned([plan.base_lineage(), *plan.lineages()])
+    kinds = [stage.kind for stage in stages]
+    total = sum(seconds_of(plan, kind) for kind in kinds)
+    told = settings.expected_time(plan, stages, jobs=1)
+    assert f"{len(kinds)} of {len(kinds)} stages are left: about {progress.duration(total)}" in told
+    assert "a probe of this machine's matrix products (200 GFLOP/s)" in told
+    # Lineages side by side share one CPU.
+    assert settings.expected_time(plan, stages, jobs=4) == told
+
+
+def test_the_probe_knows_what_the_user_set(laptop):
+    plain = laptop()
+    longer = laptop("gsm8k.training.num_epochs=3", "gsm8k.training.max_train_samples=null")
+    rows = 7473 * 3 - 2500
+    more = seconds_of(longer, "gsm8k") - seconds_of(plain, "gsm8k")
+    assert more == pytest.approx(rows * settings.WORK["gsm8k"] / RATE)
+    cheap = laptop("eval_gsm8k.evaluation.rationales=2")
+    less = seconds_of(plain, "eval_gsm8k") - seconds_of(cheap, "eval_gsm8k")
+    assert less == pytest.approx(500 * 6 * settings.WORK["answer"] / RATE)
+
+
+def test_finished_stages_take_the_place_of_the_probe(laptop):
+    plan = laptop(seeds=(1, 2))
+    stages = planned([plan.base_lineage(), *plan.lineages()])
+    root = plan.layout.root
+    root.mkdir()
+    for stage in stages[:4]:
+        stage.finished.parent.mkdir(exist_ok=True)
+        stage.finished.write_text("{}")
+    note(root, "gsm8k", 1000)
+    told = settings.expected_time(plan, stages, jobs=1)
+    assert "a probe of this machine's" in told
+    assert "and the stages that have finished here" in told
+    for kind in {stage.kind for stage in stages}:
+        note(root, kind, 1000)
+    left = len(stages) - 4
+    words = (
+        f"{left} of {len(stages)} stages are left: about {progress.duration(1000 * left)}, from "
+    )
+    told = settings.expected_time(plan, stages, jobs=1)
+    assert told == words + "the stages that have finished here"
+    for stage in stages:
+        stage.finished.parent.mkdir(exist_ok=True)
+        stage.finished.write_text("{}")
+    assert settings.expected_time(plan, stages, jobs=1) == "nothing is left to do"

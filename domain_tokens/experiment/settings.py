@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from domain_tokens.runs import GSM8KEvalConfig, SFTConfig
 
 TRAINING_ROWS, TEST_ROWS = 7_473, 1_319  # of GSM8K
-# What a stage of a 135M Llama costs, in fp32 operations at the rate of the best matrix product of
-# the same machine (measured on two cores, progress/08): per training row and epoch, per test item
-# and answer (the greedy one and each rationale), per whole evaluation.
+# What a stage of a 135M Llama costs, in fp32 operations at the rate of the machine's best matrix
+# product: core-seconds measured on SmolLM2-135M, times that rate of one core (187 GFLOP/s). Per
+# training row and epoch (160 rows: 100 s), per test item and answer (the greedy one and each
+# rationale; 0.2 s at 40 tokens), per whole evaluation; each call loads a model (30 s).
+CALL = 5.6e12
 WORK = {
-    "base": 4e12,
-    "base_copy": 4e12,
+    "base": 7e12,
+    "base_copy": 5e12,
     "gsm8k": 1.2e11,
-    "answer": 1.2e10,
-    "probes": 1e13,
-    "stories": 1e13,
+    "answer": 4e10,
+    "probes": 1.5e13,
+    "stories": 3e13,
 }
 
 
@@ -97,7 +99,7 @@ def expected_time(plan: Experiment, stages: Sequence[Planned], *, jobs: int) -> 
     others = "" if len(missing) == len(rest) else " and the stages that have finished here"
     return (
         f"{count}: about {duration(seconds)}, from {source}{others}, "
-        "for a model of 135M parameters and a machine that does nothing else"
+        "for a model of 135M parameters, if the machine stays as busy as it is now"
     )
 
 
@@ -112,7 +114,7 @@ def _work(layout: Layout) -> dict[str, float]:
     answers = items * WORK["answer"]
     return {
         **whole,
-        "gsm8k": rows * WORK["gsm8k"],
-        "eval_gsm8k": answers * (1 + evaluation.evaluation.rationales),
-        "calculator": answers,
+        "gsm8k": CALL + rows * WORK["gsm8k"],
+        "eval_gsm8k": CALL + answers * (1 + evaluation.evaluation.rationales),
+        "calculator": CALL + answers,
     }
