@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domain_tokens.errors import UserError
+from domain_tokens.experiment import progress_of, read_plan
 from domain_tokens.runs import (
     CARD_NAME,
     UNFINISHED_MARKER,
@@ -28,15 +29,20 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "sft_results.json": ("gsm8k", "", ("train_loss", "eval_loss", "injected_tokens")),
     "gsm8k_results.json": ("eval gsm8k", "metrics", ("accuracy", "g1", "stop_rate")),
     "arithmetic_results.json": ("eval probes", "metrics", ("overall_accuracy", "a1")),
+    "stories_results.json": ("eval stories", "metrics", ("accuracy", "a2")),
 }
-COLUMNS = ("when", "folder", "stage", "condition", "seed", "parent", "state", "numbers")
+COLUMNS = (
+    *("when", "folder", "stage", "condition", "treatment", "half", "seed", "parent", "state"),
+    "numbers",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One run: when it ended (or was last written to), what it is, and what it found.
 
-    state: finished, unfinished, or "other code": finished by code that is not this checkout's.
+    treatment, half: how facts were written and which of them; None where none was. state: finished,
+    unfinished, or "other code": finished by code that is not this checkout's.
     """
 
     when: str
@@ -47,6 +53,8 @@ class Row:
     parent: str | None
     state: str
     numbers: dict[str, float | None] = field(default_factory=dict)
+    treatment: str | None = None
+    half: str | None = None
 
 
 def rows(root: Path) -> list[Row]:
@@ -86,6 +94,7 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
             parent=_parent(own),
             state=_state(folder, own, tree),
             numbers={key: metrics.get(key) for key in keys},
+            **_treated(own),
         )
     yield from _unfinished(folder, name)
 
@@ -102,7 +111,12 @@ def _unfinished(folder: Path, name: str) -> Iterator[Row]:
         numbers = {key: last[key] for key in ("step", "steps", "loss") if key in last}
         condition = begun.get("condition")
         when = _when(log if lines else marker)
-        yield Row(when, name, stage, condition, None, None, "unfinished", numbers)
+        data = (begun.get("config") or {}).get("data") or {}
+        yield Row(
+            *(when, name, stage, condition, None, None, "unfinished", numbers),
+            treatment=data.get("treatment"),
+            half=data.get("treated_facts"),
+        )
     for partial in sorted(folder.glob("*_items.partial*.jsonl")):
         kind = partial.name.split("_")[0].replace("arithmetic", "probes")
         done = max(len(partial.read_text(encoding="utf-8").splitlines()) - 1, 0)
@@ -116,6 +130,25 @@ def _state(folder: Path, card: dict[str, Any], tree: str) -> str:
         return "unfinished"
     made_by = (card.get("code") or {}).get("tree")
     return "finished" if made_by in (None, tree) else "other code"
+
+
+def _treated(card: dict[str, Any]) -> dict[str, str | None]:
+    """Return treatment and half of a card; older ones wrote all facts as fact tokens, or none."""
+    training = card.get("training") or card  # an evaluation's card holds that of its checkpoint
+    if "treatment" in training:
+        found = training["treatment"] or {}
+    else:
+        found = {"name": "fact_token", "treated_facts": "all"} if training.get("inject") else {}
+    return {"treatment": found.get("name"), "half": found.get("treated_facts")}
+
+
+def plans(root: Path) -> Iterator[str]:
+    """Yield, for each plan of run_experiment.py --jobs below a folder, how far it is."""
+    for folder in _folders(root):
+        plan = read_plan(folder)
+        if plan is not None:
+            stages, jobs = plan
+            yield f"plan {folder}: {progress_of(folder, stages, jobs=jobs)}"
 
 
 def _parent(card: dict[str, Any]) -> str | None:
@@ -154,12 +187,12 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(args.folder)
     if not root.is_dir():
         raise UserError(f"{root} not found; wanted a folder that holds runs, as in outputs")
-    found = rows(root)
+    found, progress = rows(root), list(plans(root))
     if args.json:
         print(json.dumps([asdict(row) for row in found], indent=2, ensure_ascii=False))
         return 0
     if not found:
-        print(f"{root} holds no runs")
+        print(f"{root} holds no runs", *progress, sep="\n")
         return 0
     table = [list(COLUMNS), *map(_shown, found)]
     widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
@@ -167,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         print(
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
         )
+    print(*progress, sep="\n", end="\n" if progress else "")
     return 0
 
 

@@ -1,6 +1,11 @@
 """One command runs every stage, for both arms alike, and a second call does nothing."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -124,3 +129,97 @@ def test_every_printed_config_exists():
         for word in command.arguments:
             if word.endswith(".yaml"):
                 assert (ROOT / word).is_file(), word
+
+
+SMALL = [  # every stage, in seconds
+    *("--set", "tulu.training.max_train_samples=40", "--set", "tulu.training.max_val_samples=4"),
+    *("--set", "gsm8k.training.max_train_samples=40", "--set", "gsm8k.training.max_val_samples=4"),
+    *("--set", "gsm8k.training.max_length=256", "--set", "eval_gsm8k.evaluation.rationales=1"),
+    *("--set", "eval_gsm8k.evaluation.max_new_tokens=8", "--max-samples", "4"),
+    *("--set", "probes.evaluation.multidigit=1", "--set", "probes.evaluation.additions=1"),
+]
+
+
+def started(root, data):
+    """Start run_experiment.py on the bases in a folder, with two lineages side by side."""
+    sources = {
+        "tulu.data.source": "chat",
+        "tulu.data.decontaminate_against": "test",
+        "gsm8k.data.source": "train",
+        "gsm8k.data.validation_source": "test",
+        "eval_gsm8k.data.source": "test",
+    }
+    words = [w for k, name in sources.items() for w in ("--set", f"{k}={data / name}.jsonl")]
+    words += ["--set", "gsm8k.data.decontaminate_against=null"]
+    command = [sys.executable, "scripts/run_experiment.py", "--profile", "full"]
+    return subprocess.Popen(
+        [*command, "--output-root", str(root), *SMALL, *words, "--jobs", "2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_lineages_side_by_side_fail_alone_and_go_on_after_a_kill(experiment, tmp_path):
+    """One lineage fails while the other ends; killed in between, the same command ends it all."""
+    data = experiment / "demo" / "data"
+    for condition in ("baseline", "mul_tokens"):
+        base = experiment / "demo" / f"hf_{condition}"
+        shutil.copytree(base, tmp_path / f"hf_{condition}_10b")
+    stranger = tmp_path / "sft_tulu_mul_tokens" / "notes.txt"
+    stranger.parent.mkdir()
+    stranger.write_text("not ours")
+    run = started(tmp_path, data)
+    output, complaint = run.communicate()
+    assert run.returncode == 1
+    assert "fact_token failed: exit status 2: error: " in complaint
+    assert "files of another kind (notes.txt)" in complaint
+    assert "failed: 1 of 2 lineages (fact_token); fix what they say" in complaint
+    assert (tmp_path / "eval_baseline" / "arithmetic_results.json").is_file()
+    assert "4 of 8 stages done, 4 left; about" in output
+    assert not (tmp_path / "comparison.json").exists()
+
+    stranger.unlink()
+    before = tree(tmp_path / "eval_baseline") | tree(tmp_path / "sft_gsm8k_baseline")
+    killed = started(tmp_path, data)
+    while not (tmp_path / "sft_tulu_mul_tokens" / "tulu_sft_results.json").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "eval_mul_tokens" / "arithmetic_results.json").exists()
+
+    again = started(tmp_path, data)
+    output, complaint = again.communicate()
+    assert again.returncode == 0, complaint
+    assert "8 of 8 stages done, 0 left" in output
+    assert (tmp_path / "comparison.json").is_file()
+    assert tree(tmp_path / "eval_baseline") | tree(tmp_path / "sft_gsm8k_baseline") == before
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "stage_seconds.jsonl").open()]
+    assert sorted(set(kinds)) == ["eval_gsm8k", "gsm8k", "probes", "tulu"]
+
+
+def test_only_the_lineages_that_are_named(capsys):
+    words = ["--dry-run", "--design", "half-tables", "--seeds", "1", "2"]
+    assert call("scripts/run_experiment.py", *words, "--only", "half_b_seed_2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4  # the bases, two trainings, two evaluations
+    assert all("half_b_seed_2" in line for line in lines[2:])
+    assert call("scripts/run_experiment.py", *words, "--only", "half_b_sed_2") == 2
+    assert "did you mean half_b_seed_2?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--set", "gsm8k.training.num_epoch=3"], "unknown key training.num_epoch: did you mean"),
+        (["--set", "stories.evaluation.seed=1"], "profile demo has no such keys; it has those of"),
+        (["--profile", "full", "--set", "base.training.seed=1"], "no such keys"),
+        (["--profile", "full", "--corpora-only"], "only the demo has corpora"),
+        (["--treatments", "operand"], "invalid choice: 'operand'"),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused_at_once(words, complaint, capsys):
+    assert call("scripts/run_experiment.py", "--dry-run", *words) == 2
+    assert complaint in capsys.readouterr().err

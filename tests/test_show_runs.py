@@ -3,8 +3,9 @@
 import json
 import shutil
 
+from domain_tokens.experiment.progress import Planned, write_plan
 from domain_tokens.runs.output_folder import UNFINISHED_MARKER
-from tests.conftest import call
+from tests.conftest import call, edit
 
 
 def shown(capsys, folder):
@@ -22,6 +23,10 @@ def test_every_run_of_the_demo_is_in_the_table_once(experiment, capsys):
     results = json.loads((experiment / "demo" / row["folder"] / "sft_results.json").read_text())
     assert row["numbers"]["train_loss"] == results["train_loss"]
     assert (row["parent"], row["seed"]) == ("sft_tulu_mul_tokens", 42)
+    for row in table:
+        treated = row["condition"] == "mul_tokens" and row["stage"] != "base"
+        expected = ("fact_token", "all") if treated else (None, None)
+        assert (row["treatment"], row["half"]) == expected, row
     assert [r["when"] for r in table] == sorted((r["when"] for r in table), reverse=True)
 
 
@@ -34,6 +39,8 @@ def test_the_text_has_a_line_per_run(experiment, capsys):
         "folder",
         "stage",
         "condition",
+        "treatment",
+        "half",
         "seed",
         "parent",
         "state",
@@ -59,6 +66,32 @@ def test_what_is_unfinished_damaged_or_of_other_code_is_told_apart(demo, capsys)
     assert states["eval_baseline", "eval probes"]["state"] == "other code"
     partial = states["eval_mul_tokens", "eval gsm8k"]
     assert (partial["state"], partial["numbers"]) == ("unfinished", {"answered": 2})
+
+
+def test_a_half_and_a_control_are_told_apart(demo, capsys):
+    treatment = {"name": "fact_token", "version": "1", "treated_facts": "half_a", "facts": []}
+    edit(demo / "sft_gsm8k_mul_tokens" / "run_card.json", "treatment", treatment)
+    control = {**treatment, "name": "generic", "treated_facts": "all"}
+    edit(demo / "eval_mul_tokens" / "gsm8k_results.json", "card.training.treatment", control)
+    edit(demo / "sft_gsm8k_baseline" / "run_card.json", "treatment", None)
+    found = {(r["folder"], r["stage"]): (r["treatment"], r["half"]) for r in shown(capsys, demo)}
+    assert found["sft_gsm8k_mul_tokens", "gsm8k"] == ("fact_token", "half_a")
+    assert found["eval_mul_tokens", "eval gsm8k"] == ("generic", "all")
+    assert found["sft_gsm8k_baseline", "gsm8k"] == (None, None)
+
+
+def test_a_plan_is_shown_with_how_far_it_is(tmp_path, capsys):
+    stages = [Planned("base", "base", tmp_path / "hf" / "make_base_results.json")]
+    stages += [Planned("a", kind, tmp_path / "a" / f"{kind}_results.json") for kind in ("x", "y")]
+    write_plan(tmp_path, stages, jobs=1)
+    for name, content in (("hf/make_base_results.json", "{}"), (f"a/{UNFINISHED_MARKER}", "{}")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    assert call("scripts/show_runs.py", tmp_path) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        f"plan {tmp_path}: 1 of 3 stages done, 2 begun, 0 left; time left: known"
+    )
 
 
 def test_a_folder_without_runs_and_one_that_is_not_there(tmp_path, capsys):
