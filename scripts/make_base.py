@@ -45,6 +45,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=SEED, default=42, help="of random weights and fact rows")
     parser.add_argument(
+        "--fact-init",
+        choices=("subtoken_mean", "mean", "random"),
+        help="how the 45 fact rows begin: near the mean of their spelling (the default) or of all "
+        "rows, or as a random row",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -90,12 +96,15 @@ def build(
     else:
         model = checkpoints.load_source_model(source)
     checkpoints.refuse_unusable(model, tokenizer)
+    if args.fact_init is not None:
+        checkpoints.refuse_other_init(tokenizer, source.model, args.fact_init)
+    init = args.fact_init or "subtoken_mean"
     workspace.begin()
     if config is not None:
         trained = pretrain(model, examples, config, workspace.work)
-    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=args.seed)
+    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=args.seed, fact_init=init)
     try:
-        proof = checkpoints.prove_base(source, workspace.work, seed=args.seed)
+        proof = checkpoints.prove_base(source, workspace.work, seed=args.seed, fact_init=init)
     except UserError:
         shutil.rmtree(workspace.work)
         raise
@@ -124,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         "source": args.source,
         "condition": args.condition,
         "seed": args.seed,
+        "fact_init": args.fact_init or "subtoken_mean",
         "config": config and config.model_dump(),
     }
     workspace = open_workspace(
