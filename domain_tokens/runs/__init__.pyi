@@ -19,10 +19,14 @@ from .config import ModelSection as ModelSection
 from .config import PretrainingConfig as PretrainingConfig
 from .config import ProbeEvalConfig as ProbeEvalConfig
 from .config import ProbeSection as ProbeSection
+from .config import Rationale as Rationale
 from .config import SFTConfig as SFTConfig
 from .config import TrackingSection as TrackingSection
+from .config import TrainedRows as TrainedRows
 from .config import TrainingSection as TrainingSection
+from .config import as_written_today as as_written_today
 from .config import load_config as load_config
+from .config import with_later_keys as with_later_keys
 from .console import highlighted as highlighted
 from .console import print_columns as print_columns
 from .console import shown_example as shown_example
@@ -92,15 +96,18 @@ __all__ = [
     "PretrainingConfig",
     "ProbeEvalConfig",
     "ProbeSection",
+    "Rationale",
     "SFTConfig",
     "State",
     "Step",
     "TrackingSection",
+    "TrainedRows",
     "TrainingSection",
     "Workspace",
     "add_config_arguments",
     "add_evaluation_arguments",
     "add_output_arguments",
+    "as_written_today",
     "barrier",
     "check_seal",
     "choose_device",
@@ -143,6 +150,7 @@ __all__ = [
     "shown_example",
     "trial_folder",
     "umask",
+    "with_later_keys",
     "world_size",
     "write_json",
     "write_text",
