@@ -28,6 +28,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "sft_results.json": ("gsm8k", "", ("train_loss", "eval_loss", "injected_tokens")),
     "gsm8k_results.json": ("eval gsm8k", "metrics", ("accuracy", "g1", "stop_rate")),
     "arithmetic_results.json": ("eval probes", "metrics", ("overall_accuracy", "a1")),
+    "stories_results.json": ("eval stories", "metrics", ("accuracy", "a2")),
 }
 COLUMNS = ("when", "folder", "stage", "condition", "seed", "parent", "state", "numbers")
 
