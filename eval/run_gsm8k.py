@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         "limit": run.max_samples,
         "subset_seed": config.data.subset_seed,
     }
+    if config.data.rationale != "full":  # cards from before have no such key
+        reading["rationale"] = config.data.rationale
     loaded = load_problems(**reading)
     golds = golds_of(loaded.items, settings.frequent_answers)
     data = {"source": config.data.source, "test": loaded.fingerprint}

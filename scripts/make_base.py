@@ -20,6 +20,7 @@ from domain_tokens.runs import (
 
 if TYPE_CHECKING:
     from domain_tokens.runs import PretrainingConfig
+    from domain_tokens.vocabulary import FactInit
 
 EXAMPLE = (
     "uv run python scripts/make_base.py --from gpt2-random --condition baseline "
@@ -37,6 +38,7 @@ class BaseRun:
     tokenizer: str | None
     condition: str
     seed: int
+    fact_init: "FactInit | None"
     config: "PretrainingConfig | None"
     output_dir: Path
     command: str
@@ -60,6 +62,12 @@ def parse(argv: list[str] | None) -> BaseRun:
     )
     parser.add_argument("--seed", type=SEED, default=42, help="of random weights and fact rows")
     parser.add_argument(
+        "--fact-init",
+        choices=("subtoken_mean", "mean", "random"),
+        help="how the 45 fact rows begin: near the mean of their spelling (the default) or of all "
+        "rows, or as a random row",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -74,6 +82,7 @@ def parse(argv: list[str] | None) -> BaseRun:
         tokenizer=args.tokenizer,
         condition=args.condition,
         seed=args.seed,
+        fact_init=args.fact_init,
         config=pretraining_config(args.source, args.overrides),
         output_dir=Path(args.output_dir),
         command=args.command,
@@ -113,12 +122,15 @@ def build(run: BaseRun, workspace: Workspace, source: checkpoints.Source) -> dic
     else:
         model = checkpoints.load_source_model(source)
     checkpoints.refuse_unusable(model, tokenizer)
+    if run.fact_init is not None:
+        checkpoints.refuse_other_init(tokenizer, source.model, run.fact_init)
+    init = run.fact_init or "subtoken_mean"
     workspace.begin()
     if config is not None:
         trained = pretrain(model, examples, config, workspace.work)
-    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=run.seed)
+    made = checkpoints.extend_and_save(model, tokenizer, workspace, seed=run.seed, fact_init=init)
     try:
-        proof = checkpoints.prove_base(source, workspace.work, seed=run.seed)
+        proof = checkpoints.prove_base(source, workspace.work, seed=run.seed, fact_init=init)
         checkpoints.refuse_changed_source(source, provenance)
     except UserError:
         shutil.rmtree(workspace.work)
@@ -147,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         "source": run.source,
         "condition": run.condition,
         "seed": run.seed,
+        "fact_init": run.fact_init or "subtoken_mean",
         "config": run.config and run.config.model_dump(),
     }
     workspace = open_workspace(

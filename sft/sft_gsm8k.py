@@ -37,7 +37,7 @@ def load_data(config: "SFTConfig") -> "StageData":
     from domain_tokens.data import StageData
 
     data, settings = config.data, config.training
-    options: dict[str, Any] = {"subset_seed": data.subset_seed}
+    options: dict[str, Any] = {"subset_seed": data.subset_seed, "rationale": data.rationale}
     limit = None if data.holdout else settings.max_train_samples
     loaded = load_problems(data.source, split=data.split, limit=limit, **options)
     rows, held, eval_split = loaded.items, [], None
@@ -71,6 +71,7 @@ def load_data(config: "SFTConfig") -> "StageData":
         irregular=loaded.irregular,
         notes=notes,
         test_questions=training.test_questions(data),
+        no_equations=loaded.no_equations,
     )
 
 

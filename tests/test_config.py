@@ -33,7 +33,8 @@ def _kind(path: Path):
         return ArmsPlan
     if path.is_relative_to(ROOT / "sft"):
         return SFTConfig
-    return GSM8KEvalConfig if "gsm8k" in path.name else ProbeEvalConfig
+    problems = path.name in ("gsm8k.yaml", "svamp.yaml")
+    return GSM8KEvalConfig if problems else ProbeEvalConfig
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/configs/**/*.yaml")), ids=lambda p: p.name)

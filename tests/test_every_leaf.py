@@ -22,7 +22,7 @@ from domain_tokens.comparison.runs import _load_evaluation, load_run
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.verification import verify_data, verify_tokens
 from domain_tokens.runs.files import SEAL, file_digest, sealed, write_json
-from tests.conftest import plant
+from tests.conftest import call, plant
 
 STAGES = ("hf_baseline", "hf_mul_tokens", "sft_tulu_mul_tokens", "sft_gsm8k_mul_tokens")
 EVALUATION = "eval_mul_tokens"
@@ -46,8 +46,13 @@ UNSEEN = {
 
 @pytest.fixture(scope="module")
 def chain(experiment, tmp_path_factory):
-    """A copy of the finished demo, and nothing that a change could hit but what is put back."""
-    return Path(shutil.copytree(experiment / "demo", tmp_path_factory.mktemp("chain") / "demo"))
+    """A copy of the finished demo with stories, of which every change is put back."""
+    demo = Path(shutil.copytree(experiment / "demo", tmp_path_factory.mktemp("chain") / "demo"))
+    for arm in ("baseline", "mul_tokens"):
+        words = ["--model-path", demo / f"sft_gsm8k_{arm}", "--output-dir", demo / f"eval_{arm}"]
+        words += ["--condition", arm, "--suite", "stories", "--max-new-tokens", 4]
+        assert call("eval/run_arithmetic_probes.py", *words) == 0
+    return demo
 
 
 def files_of(chain):
@@ -184,7 +189,7 @@ def cases(chain):
 def test_a_finished_chain_has_no_complaint(chain):
     """Without this the next test would pass on a chain that is never right."""
     assert complaint(chain, chain / STAGES[-1] / "config.json") is None
-    for name in ("gsm8k", "arithmetic"):
+    for name in ("gsm8k", "arithmetic", "stories"):
         assert complaint(chain, chain / EVALUATION / f"{name}_items.jsonl") is None
         whole(chain, EVALUATION)
         whole(chain, "eval_baseline")

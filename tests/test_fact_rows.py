@@ -6,18 +6,23 @@ import shutil
 import pytest
 import torch
 
+from domain_tokens.checkpoints.base import prove_base, resolve_source
 from domain_tokens.checkpoints.fact_rows import (
     DRAWN,
     KEPT,
+    RULES,
     begin_fact_rows,
     fact_rows_in_words,
     rule_of_base,
 )
 from domain_tokens.checkpoints.folder import load_model, load_tokenizer
 from domain_tokens.checkpoints.hashes import weights_hash
+from domain_tokens.errors import UserError
 from domain_tokens.runs.files import write_json
 from domain_tokens.vocabulary import layout_of
 from tests.conftest import call
+from tests.small_models import write_folder
+from tests.test_make_base import make
 
 
 def embeddings(folder):
@@ -108,3 +113,50 @@ def test_the_seed_of_the_rows_reaches_the_last_card_and_the_evaluation(demo, cap
         for f in ("own", "set")
     ]
     assert [d["rationale_seed"] for d in decode] == [7, 5]
+
+
+@pytest.fixture(scope="module", params=["subtoken_mean", "mean", "random"])
+def begun(request, tmp_path_factory):
+    """A base whose fact rows began in one of the three ways: (its name, source, folder)."""
+    place = tmp_path_factory.mktemp("init")
+    source = write_folder(place / "source", "llama", tie_word_embeddings=False)
+    assert make(source, place / "base", "--fact-init", request.param) == 0
+    return request.param, source, place / "base"
+
+
+def test_the_card_says_how_fact_rows_began_and_replicates_draw_them_likewise(begun):
+    init, _, folder = begun
+    rows, began = begin(folder, 42)
+    before, layout = embeddings(folder)
+    assert torch.equal(rows, before)
+    assert began == {"rule": RULES[init], "seed": 42}
+    assert json.loads((folder / "run_card.json").read_text())["fact_rows"] == RULES[init]
+    rows, began = begin(folder, 7)
+    assert torch.equal(rows[: layout.first_fact_id], before[: layout.first_fact_id])
+    base, other = rows[: layout.base_size], rows[layout.first_fact_id :]
+    spread = ((other - base.mean(0)) / base.std(0)).std().item()
+    assert (0.8 < spread < 1.2) == (init == "random")
+    assert (0.08 < spread < 0.12) == (init == "mean")
+    assert "drawn from seed 7" in fact_rows_in_words(began)
+
+
+def test_the_proof_knows_one_beginning_from_another(begun):
+    """Planted: rows that began in one way under the name of another."""
+    init, source, folder = begun
+    for claimed in RULES:
+        if claimed == init:
+            prove_base(resolve_source(str(source), None), folder, seed=42, fact_init=claimed)
+            continue
+        with pytest.raises(UserError, match="is not what new rows are made of"):
+            prove_base(resolve_source(str(source), None), folder, seed=42, fact_init=claimed)
+
+
+def test_rows_that_a_source_has_are_not_asked_to_begin_otherwise(begun, tmp_path, capsys):
+    init, _, folder = begun
+    assert make(folder, tmp_path / "same", "--fact-init", init) == 0
+    card = json.loads((tmp_path / "same" / "run_card.json").read_text())
+    assert card["fact_rows"] == RULES[init]
+    other = "mean" if init == "random" else "random"
+    assert make(folder, tmp_path / "other", "--fact-init", other) == 2
+    assert "has its 45 fact rows already" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

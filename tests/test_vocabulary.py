@@ -215,6 +215,25 @@ def with_bias(rows, size=16):
     return model
 
 
+@pytest.mark.parametrize(("init", "scale"), [("mean", 0.1), ("random", 1.0)])
+def test_rows_that_know_nothing_of_their_spelling(init, scale):
+    """Two other beginnings: close to the mean of all base rows, or anywhere a base row might be."""
+    tokenizer, model = tiny_tokenizer(), tiny_model(70)
+    layout = extend_tokenizer(tokenizer)
+    base = model.transformer.wte.weight.detach().clone()
+    extend_model(model, layout, tokenizer, seed=3, init=init)
+    new = model.transformer.wte.weight.detach().clone()
+    assert torch.equal(new[:70], base)
+    noise = (new[128:] - base.mean(0)) / base.std(0)
+    assert noise.std().item() == pytest.approx(scale, rel=0.15)
+    assert noise.mean(1).abs().max() < scale  # no row leans to anything, as its spelling would
+    assert torch.cdist(new[128:], new[128:]).fill_diagonal_(1).min() > 1e-3
+    redraw_fact_rows(model, layout, tokenizer, seed=3, init=init)
+    assert torch.equal(model.transformer.wte.weight, new)
+    redraw_fact_rows(model, layout, tokenizer, seed=3)
+    assert not torch.equal(model.transformer.wte.weight[128:], new[128:])
+
+
 @pytest.mark.parametrize("make", [tiny_model, lambda r: tiny_model(r, tied=False), with_bias])
 def test_fact_rows_drawn_again_are_those_of_a_base_of_that_seed(make):
     """A stage draws a base's untrained fact rows again from its own seed: with the base's seed to

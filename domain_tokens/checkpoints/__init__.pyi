@@ -6,6 +6,7 @@ from .base import load_source_tokenizer as load_source_tokenizer
 from .base import proof_in_words as proof_in_words
 from .base import prove_base as prove_base
 from .base import refuse_changed_source as refuse_changed_source
+from .base import refuse_other_init as refuse_other_init
 from .base import refuse_unusable as refuse_unusable
 from .base import resolve_source as resolve_source
 from .base import source_provenance as source_provenance
@@ -68,6 +69,7 @@ __all__ = [
     "quiet_transformers",
     "read_card",
     "refuse_changed_source",
+    "refuse_other_init",
     "refuse_unusable",
     "require_extended",
     "resolve_source",

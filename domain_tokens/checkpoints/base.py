@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from domain_tokens.checkpoints.account import Account
 from domain_tokens.checkpoints.base_proof import prove_folder, refuse_not_finite
 from domain_tokens.checkpoints.base_sources import local_path
-from domain_tokens.checkpoints.fact_rows import DRAWN, KEPT, rule_of_base
+from domain_tokens.checkpoints.fact_rows import KEPT, RULES, rule_of_base
 from domain_tokens.checkpoints.folder import (
     load_model,
     load_tokenizer,
@@ -31,7 +31,14 @@ from domain_tokens.runs import (
     sealed,
     write_json,
 )
-from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer, refuse_unfit
+from domain_tokens.vocabulary import (
+    FACTS,
+    FactInit,
+    extend_model,
+    extend_tokenizer,
+    gpt2_tokenizer,
+    refuse_unfit,
+)
 
 if TYPE_CHECKING:
     from domain_tokens.checkpoints.gguf_forward import GgufFile
@@ -151,7 +158,29 @@ def refuse_unusable(model: Any, tokenizer: Any) -> None:
     prove_savable(model, trial)
 
 
-def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: int) -> dict:
+def refuse_other_init(tokenizer: Any, source: Path | None, init: FactInit) -> None:
+    """Raise UserError where fact rows are asked to begin in one way and the source has others.
+
+    Rows that come with a source are kept.
+    """
+    if FACTS[0] not in tokenizer.get_vocab():
+        return
+    rule = rule_of_base(source) if source is not None and source.is_dir() else None
+    if rule != RULES[init]:
+        raise UserError(
+            f"--fact-init {init}: {source} has its 45 fact rows already ({rule or 'no card tells'}"
+            "), and they are kept; leave --fact-init out, or begin with a model that has none"
+        )
+
+
+def extend_and_save(
+    model: Any,
+    tokenizer: Any,
+    workspace: Workspace,
+    *,
+    seed: int,
+    fact_init: FactInit = "subtoken_mean",
+) -> dict:
     """Give model and tokenizer the padding and fact tokens, save both, return what was made.
 
     Raises UserError where the model's rows and the tokenizer do not belong together.
@@ -159,7 +188,7 @@ def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: i
     rows = model.get_input_embeddings().weight.shape[0]
     try:
         layout = extend_tokenizer(tokenizer, model_vocab_size=rows)
-        extend_model(model, layout, tokenizer, seed=seed)
+        extend_model(model, layout, tokenizer, seed=seed, init=fact_init)
     except ValueError as error:
         raise UserError(str(error)) from None
     save_checkpoint(model, tokenizer, workspace.work)
@@ -168,11 +197,13 @@ def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: i
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": layout.total,
         "first_fact_id": layout.first_fact_id,
-        "fact_rows": KEPT if kept else DRAWN,
+        "fact_rows": KEPT if kept else RULES[fact_init],
     }
 
 
-def prove_base(source: Source, written: Path, *, seed: int) -> dict[str, Any]:
+def prove_base(
+    source: Source, written: Path, *, seed: int, fact_init: FactInit = "subtoken_mean"
+) -> dict[str, Any]:
     """Prove the written folder against its source's own files; return what was compared.
 
     A model that is made here has nothing to be compared with but a tokenizer that was given.
@@ -184,10 +215,12 @@ def prove_base(source: Source, written: Path, *, seed: int) -> dict[str, Any]:
 
         given = source.tokenizer
         splitter = None if given else splitter_of(source.gguf)
-        return prove_gguf(source.gguf, written, seed=seed, splitter=splitter, given=given)
+        return prove_gguf(
+            source.gguf, written, seed=seed, splitter=splitter, given=given, fact_init=fact_init
+        )
     if source.model is not None:
         tokenizer = source.tokenizer or source.model
-        return prove_folder(source.model, tokenizer, written, seed=seed)
+        return prove_folder(source.model, tokenizer, written, seed=seed, fact_init=fact_init)
     account = Account()
     if source.tokenizer is not None:
         tokenizer = load_tokenizer(written)

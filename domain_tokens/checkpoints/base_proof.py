@@ -90,7 +90,13 @@ def is_mask(name: str, tensor: torch.Tensor) -> bool:
 
 
 def prove_weights(
-    source: Path, written: Path, *, layout: Rows, spellings: list[list[int]], seed: int
+    source: Path,
+    written: Path,
+    *,
+    layout: Rows,
+    spellings: list[list[int]],
+    seed: int,
+    fact_init: str,
 ) -> Account:
     """Compare the source's tensors with the written folder's, each once and by value.
 
@@ -131,7 +137,7 @@ def prove_weights(
             fail(f"{target} has other values than the source's {name}")
     if unseen:
         fail(f"{min(unseen)} comes from nowhere")
-    prove_rows(saved, extended, layout=layout, spellings=spellings, seed=seed)
+    prove_rows(saved, extended, layout=layout, spellings=spellings, seed=seed, fact_init=fact_init)
     return account
 
 
@@ -142,10 +148,13 @@ def prove_rows(
     layout: Rows,
     spellings: list[list[int]],
     seed: int,
+    fact_init: str,
 ) -> None:
-    """Check the rows that were added: padding is the mean row, a fact the mean of its spelling.
+    """Check the rows that were added: padding is the mean row, a fact what its rule says.
 
-    saved: all written tensors. extended: name -> rows that the source had. The noise of the facts
+    saved: all written tensors. extended: name -> rows that the source had. fact_init: subtoken_mean
+    (the mean of the fact's spelling), mean (of all base rows), or random (that, with the whole
+    deviation instead of a tenth). The noise of the facts
     is drawn for the embedding first, then for an output layer, then for its bias.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -156,12 +165,14 @@ def prove_rows(
             fail(f"{name} has {len(matrix)} rows, the tokenizer {layout.total} tokens")
         base = matrix[: layout.base_size].double()
         noise = torch.randn((len(FACT_PAIRS), matrix.shape[1]), generator=generator).double()
-        scale = FACT_NOISE * base.std(dim=0)
+        middle = base.mean(dim=0)
+        scale = base.std(dim=0) * (1 if fact_init == "random" else FACT_NOISE)
         for row in range(extended[name], layout.first_fact_id):
-            _refuse_other_row(name, row, matrix[row], base.mean(dim=0))
+            _refuse_other_row(name, row, matrix[row], middle)
         for number, ids in enumerate(spellings):
             row = layout.first_fact_id + number
-            _refuse_other_row(name, row, matrix[row], base[ids].mean(dim=0) + scale * noise[number])
+            near = base[ids].mean(dim=0) if fact_init == "subtoken_mean" else middle
+            _refuse_other_row(name, row, matrix[row], near + scale * noise[number])
     for name, tensor in saved.items():
         if name.endswith(EMBEDDINGS) and len(tensor) != layout.total:
             fail(f"{name} has {len(tensor)} rows, the tokenizer {layout.total} tokens")
@@ -270,7 +281,7 @@ def _generation_keys() -> set[str]:
 
 
 def prove_folder(
-    source: Path, tokenizer_source: Path, written: Path, *, seed: int
+    source: Path, tokenizer_source: Path, written: Path, *, seed: int, fact_init: str
 ) -> dict[str, Any]:
     """Prove a folder that was made from a folder; return what was compared, for the results."""
     tokenizer = load_tokenizer(written)
@@ -281,6 +292,7 @@ def prove_folder(
         layout=layout,
         spellings=spellings_of(written),
         seed=seed,
+        fact_init=fact_init,
     )
     weights.config_keys = prove_config(
         source, written, rows=layout.total, eos=int(tokenizer.eos_token_id or 0)

@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 from domain_tokens.checkpoints.folder import read_card
 from domain_tokens.checkpoints.hashes import weights_hash
-from domain_tokens.vocabulary import layout_of, redraw_fact_rows
+from domain_tokens.vocabulary import FactInit, layout_of, redraw_fact_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DRAWN = "mean of the rows of a*b=c + noise"
+# What a run card says of fact rows that were drawn, by how they were.
+RULES: dict[FactInit, str] = {
+    "subtoken_mean": DRAWN,
+    "mean": "mean of all base rows + noise",
+    "random": "random, with mean and deviation of the base rows",
+}
 KEPT = "the source's"
 
 
@@ -44,11 +50,12 @@ def begin_fact_rows(
     if card is not None and card["stage"] != "base":
         return card.get("fact_rows") or {"rule": None, "seed": None}
     rule = rule_of_base(parent)
-    if rule != DRAWN:
+    inits = {words: init for init, words in RULES.items()}
+    if rule not in inits:
         return {"rule": rule, "seed": None}
     layout = layout_of(tokenizer)
-    redraw_fact_rows(model, layout, tokenizer, seed=seed)
-    return {"rule": DRAWN, "seed": seed}
+    redraw_fact_rows(model, layout, tokenizer, seed=seed, init=inits[rule])
+    return {"rule": rule, "seed": seed}
 
 
 def fact_rows_in_words(began: dict[str, Any]) -> str:

@@ -192,7 +192,9 @@ def prove_logits(file: GgufFile, s: Shape, written: Path, *, seed: int = 0) -> f
     return difference
 
 
-def prove_tensors(file: GgufFile, s: Shape, written: Path, *, layout: Rows, seed: int) -> Account:
+def prove_tensors(
+    file: GgufFile, s: Shape, written: Path, *, layout: Rows, seed: int, fact_init: str
+) -> Account:
     """Compare every tensor of the file with the written one, by names and layouts of its own."""
     account = Account()
     saved = dict(file_tensors(source_weight_files(written)))
@@ -217,6 +219,7 @@ def prove_tensors(file: GgufFile, s: Shape, written: Path, *, layout: Rows, seed
         layout=layout,
         spellings=spellings_of(written),
         seed=seed,
+        fact_init=fact_init,
     )
     return account
 
@@ -301,7 +304,13 @@ def _config(file: GgufFile, s: Shape, kind: str) -> dict[str, Any]:
 
 
 def prove_gguf(
-    file: GgufFile, written: Path, *, seed: int, splitter: str | None, given: Path | None
+    file: GgufFile,
+    written: Path,
+    *,
+    seed: int,
+    splitter: str | None,
+    given: Path | None,
+    fact_init: str,
 ) -> dict[str, Any]:
     """Prove a written folder against its GGUF file; return what was compared, for the results.
 
@@ -310,7 +319,7 @@ def prove_gguf(
     shape = shape_of(file)
     tokenizer = load_tokenizer(written)
     layout = rows_of(tokenizer)
-    done = prove_tensors(file, shape, written, layout=layout, seed=seed)
+    done = prove_tensors(file, shape, written, layout=layout, seed=seed, fact_init=fact_init)
     eos = int(tokenizer.eos_token_id or 0)
     done.config_keys = prove_gguf_config(file, shape, written, rows=layout.total, eos=eos)
     if given is not None:

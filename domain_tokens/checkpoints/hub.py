@@ -71,14 +71,15 @@ def numbers(evaluation: Path, weights: str) -> list[Number]:
     Raises UserError where the folder has no results, or those of another checkpoint.
     """
     found: list[Number] = []
-    for name in ("gsm8k", "arithmetic"):
+    readers = {"gsm8k": _problems, "arithmetic": _probes, "stories": _stories}
+    for name, numbers_of in readers.items():
         path = evaluation / f"{name}_results.json"
         if not path.is_file():
             continue
         results = read_sealed(path)
         if results["card"]["weights"] != weights:
             raise UserError(f"{path} is of another checkpoint; give the evaluation of this one")
-        found += (_problems if name == "gsm8k" else _probes)(results["metrics"])
+        found += numbers_of(results["metrics"])
     if not found:
         raise UserError(f"{evaluation} holds no results; wanted an evaluation folder")
     return found
@@ -106,6 +107,18 @@ def _probes(metrics: dict[str, Any]) -> list[Number]:
         counted = f"{part['correct']} of {part['total']} = {part['accuracy']:.1%}"
         found.append(Number(f"probes, {name}", counted, f"{low:.1%} to {high:.1%}"))
     return found
+
+
+def _stories(metrics: dict[str, Any]) -> list[Number]:
+    low, high = metrics["accuracy_interval_95"]
+    counted = f"{metrics['correct']} of {metrics['total']} = {metrics['accuracy']:.1%}"
+    return [
+        Number("A2 (stories), nats", f"{metrics['a2']:.4f}"),
+        Number("stories", counted, f"{low:.1%} to {high:.1%}"),
+        Number(
+            "what repeating the larger number scores", f"{metrics['larger_number_accuracy']:.1%}"
+        ),
+    ]
 
 
 def model_card(folder: Path, evaluations: Sequence[Path]) -> str:

@@ -274,5 +274,5 @@ def _differing(one: Any, other: Any, prefix: str) -> Iterator[str]:
 
 def evaluations(folder: Path) -> list[Path]:
     """Return the results files of an evaluation folder, none for any other folder."""
-    names = ("gsm8k_results.json", "arithmetic_results.json")
+    names = ("gsm8k_results.json", "arithmetic_results.json", "stories_results.json")
     return [folder / name for name in names if (folder / name).is_file()]

@@ -8,6 +8,7 @@ from typing import Any
 
 from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
+from domain_tokens.runs import as_written_today, with_later_keys
 from domain_tokens.treatments import record_in
 
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
@@ -23,8 +24,6 @@ TOKENLESS = ("unsupervised", "matched_merges")  # treatments that write no fact 
 CALCULATOR = "decode.calculator"
 # What a card that lacks a newer key meant then.
 MEANT = {
-    "config.data.rationale": "full",
-    "config.training.train": "all",
     "decode.forbid_fact_tokens": False,
 }
 SETTING_PARTS = ("code", "environment")
@@ -56,14 +55,14 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
     training = card["training"]
     flat = {key: _at(card, key) for key in ("stage", "tokenizer", *FORMATS, *SETTING)}
     flat["seed"] = training["seed"] if training else card["seed"]
-    flat |= flatten(card["data"], "data") | flatten(card["decode"], "decode")
+    flat |= flatten(card["data"], "data") | flatten(as_written_today(card["decode"]), "decode")
     flat["training.stage"] = training["stage"] if training else "base"
     if flat["training.stage"] != "base":
         for key in ("order_digest", *FORMATS, *SETTING):
             flat[f"training.{key}"] = _at(training, key)
         flat["training.parent.stage"] = training["parent"]["stage"] or "base"
         flat |= flatten(training.get("fact_rows"), "training.fact_rows")  # None in older cards
-        flat |= flatten(training["config"], "training.config")
+        flat |= flatten(with_later_keys(training["config"]), "training.config")
         flat |= flatten(training["data"], "training.data")
         del flat["training.config.training.seed"]  # it is the key `seed`
         against = "training.config.data.decontaminate_against"  # a path: only whether, not where
@@ -105,7 +104,10 @@ def _of_ancestors(training: dict[str, Any]) -> dict[str, Any]:
         if name == "training":
             continue
         keys = ("seed", "tokenizer", "order_digest", "formats", "config", "data", *SETTING_PARTS)
-        flat |= flatten({key: record[key] for key in keys if key in record}, name)
+        told = {key: record[key] for key in keys if key in record}
+        if "config" in told:
+            told["config"] = with_later_keys(told["config"])
+        flat |= flatten(told, name)
         flat.pop(f"{name}.config.training.seed", None)  # it is the stage's `seed`
         against = f"{name}.config.data.decontaminate_against"
         if against in flat:

@@ -9,7 +9,7 @@ from typing import Any
 from domain_tokens.comparison.claims import PairVerdict, Statement
 from domain_tokens.comparison.must_equal import untold_by_cards
 from domain_tokens.comparison.over_seeds import analyse
-from domain_tokens.comparison.runs import ACCURACIES, ARMS, Evaluation, Run, endpoints_of
+from domain_tokens.comparison.runs import ACCURACIES, ARMS, TESTED, Evaluation, Run, endpoints_of
 from domain_tokens.comparison.words import pair_sentence, pairs_sentence
 from domain_tokens.errors import UserError
 from domain_tokens.runs import AnalysisPlan
@@ -39,7 +39,7 @@ def compare_runs(
     compared = [_compare_pair(pair, names) for pair in pairs]
     headlines = [row for one in compared for row in one["endpoints"] if row["headline"]]
     # The family is every evaluation of every pair; one that is missing counts as p = 1.
-    missing = len(pairs) * len(ACCURACIES) - len(headlines)
+    missing = len(pairs) * len(TESTED) - len(headlines)
     adjusted = holm([*(row["mcnemar_p"] for row in headlines), *[1.0] * missing])
     for row, p in zip(headlines, adjusted, strict=False):
         row["mcnemar_p_holm"] = p
@@ -67,7 +67,8 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
         items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
         for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
             right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
-            row = {"evaluation": name, "endpoint": endpoint, "headline": index == 0}
+            tested = index == 0 and name in TESTED
+            row = {"evaluation": name, "endpoint": endpoint, "headline": tested}
             endpoints.append(row | _compare_items(*right))
         metrics[name] = _plain_metrics(one.metrics, other.metrics)
         floors[name] = asdict(best_constant([item["gold"] for item in items]))

@@ -24,6 +24,7 @@ TECHNICAL = ("identity", "card_hash", "environment.threads", "sources", "path", 
 
 LABELS = {
     "a1": "A1, arithmetic",
+    "a2": "A2, the table in stories",
     "g1": "G1, GSM8K",
     "g1_log": "log of G1",
     "g1_log_half": "log of G1, half of the rationales",

@@ -25,7 +25,13 @@ ACCURACIES = {
         ("overall_accuracy", "correct"),
         ("overall_accuracy_expression_credited", "correct_credited"),
     ),
+    "stories": (
+        ("accuracy", "correct"),
+        ("accuracy_expression_credited", "correct_credited"),
+    ),
 }
+# Those whose accuracies are tested for the verdict; stories are exploratory.
+TESTED = ("gsm8k", "arithmetic")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Endpoint:
 ENDPOINTS = (
     Endpoint("a1", "arithmetic", "nats", primary=True, census=True),
     Endpoint("g1", "gsm8k", "points", primary=True),
+    Endpoint("a2", "stories", "nats", census=True),
     Endpoint("g1_log", "gsm8k", "nats"),
     Endpoint("g1_log_half", "gsm8k", "nats"),
     Endpoint("g2", "gsm8k", "nats"),
@@ -44,9 +45,9 @@ _ITEM_KEYS = {"accuracy": "correct"}
 
 
 def item_values(evaluation: "Evaluation", endpoint: str) -> dict[str, float] | None:
-    """Return an endpoint's value per item (for A1 per cell), or None where it was not measured."""
-    if endpoint == "a1":
-        cells = evaluation.metrics.get("a1_grid")
+    """Return an endpoint's value per item (A1, A2: per cell), or None where it was not measured."""
+    if endpoint in ("a1", "a2"):
+        cells = evaluation.metrics.get(f"{endpoint}_grid")
         return cells and {f"{a}×{b}": v for a, r in enumerate(cells, 1) for b, v in enumerate(r, 1)}
     if endpoint == "stop_rate":
         return {i: float(item["stop_reason"] == "eos") for i, item in evaluation.items.items()}

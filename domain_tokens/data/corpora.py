@@ -9,8 +9,8 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic
 
 from tqdm import tqdm
 
@@ -21,13 +21,18 @@ from domain_tokens.data.examples import (
     Problem,
     canonical_json,
     conversation_of,
+    equations_alone,
     example_identity,
     problem_of,
     what_is_there,
 )
+from domain_tokens.data.rationales import ANNOTATION, as_problem_row
 from domain_tokens.data.row_files import kind_of
 from domain_tokens.data.sources import label_of, read_rows
 from domain_tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from domain_tokens.runs import Rationale
 
 SHOWN_ROWS = 5  # irregular rows of a kind that a message names
 
@@ -40,6 +45,8 @@ class Loaded(Generic[Example]):
     fingerprint: hex SHA-256 of the kept ids and their content, whatever the file order.
     source_composition: kept examples per sub-corpus, largest first.
     irregular: why rows could not be examples -> their 1-based numbers.
+    no_equations: kept problems of which only the answer is left as rationale; None where the whole
+    rationale is kept.
     where: config key and source, for messages.
     """
 
@@ -50,6 +57,7 @@ class Loaded(Generic[Example]):
     source_composition: dict[str, int]
     irregular: dict[str, list[int]] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False)
+    no_equations: int | None = None
 
     @property
     def dropped(self) -> Counter[str]:
@@ -58,12 +66,19 @@ class Loaded(Generic[Example]):
         return +(counts + Counter(duplicate=self.duplicates))
 
     def notes(self) -> list[str]:
-        """Return a line that says what was left out; none where every row is an example."""
+        """Return lines that say what was left out of rows and of rationales; none for nothing."""
+        notes = []
+        if self.no_equations:
+            notes = [
+                f"{self.where}: {self.no_equations} of {len(self.items)} solutions have no "
+                "equation; they keep their answer alone"
+            ]
         if not self.dropped:
-            return []
+            return notes
         words = [f"{count} {reason}{self._rows(reason)}" for reason, count in self.dropped.items()]
         left_out = self.dropped.total()
-        return [f"{self.where}: {left_out} of {self.total_rows} rows left out: {', '.join(words)}"]
+        line = f"{self.where}: {left_out} of {self.total_rows} rows left out: {', '.join(words)}"
+        return [line, *notes]
 
     def _rows(self, reason: str) -> str:
         rows = self.irregular.get(reason, [])
@@ -161,16 +176,34 @@ def load_problems(
     limit: int | None,
     subset_seed: int,
     key: str = "data.source",
+    rationale: "Rationale" = "full",
 ) -> Loaded[Problem]:
-    """Load GSM8K rows {question, answer, id?} and draw a subset by hash, as load_conversations."""
-    return _collect(
+    """Load GSM8K rows {question, answer, id?} and draw a subset by hash, as load_conversations.
+
+    Rows of GSM8K-Aug and SVAMP are read as such. rationale "equations" leaves a solution its
+    calculator annotations and its answer; ids, subset and order are those of the full text, so that
+    both formats train on the same problems.
+    """
+
+    def build(row: dict, number: int) -> Problem:
+        problem = problem_of(row, number)
+        if rationale == "equations":
+            equations_alone(problem)  # or it is irregular
+        return problem
+
+    loaded = _collect(
         read_rows(source, split=split, key=key),
-        problem_of,
+        build,
         where=f"{key}: {source}",
         limit=limit,
         seed=subset_seed,
         label=label_of(source),
     )
+    if rationale == "full":
+        return loaded
+    items = [equations_alone(problem) for problem in loaded.items]
+    bare = sum(not ANNOTATION.search(item.answer) for item in items)
+    return replace(loaded, items=items, fingerprint=_fingerprint(items), no_equations=bare)
 
 
 def load_questions(source: str, *, split: str, key: str) -> list[str]:
@@ -180,7 +213,7 @@ def load_questions(source: str, *, split: str, key: str) -> list[str]:
     """
     questions = []
     for number, row in enumerate(read_rows(source, split=split, key=key), 1):
-        question = row.get("question")
+        question = as_problem_row(row).get("question")
         if not isinstance(question, str) or not question.strip():
             raise UserError(
                 f"{key}: {source}, row {number}: `question` is {kind_of(question)}; wanted a text "

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from domain_tokens.data.rationales import MARKER, as_problem_row, equations_of
 from domain_tokens.data.row_files import kind_of
 
 ROLES = ("system", "user", "assistant")
@@ -103,10 +104,25 @@ def _turn(message: Any, place: int) -> tuple[str, str]:
 
 
 def problem_of(row: dict, number: int) -> Problem:
-    """Read a GSM8K row, or raise IrregularError."""
+    """Read a row of GSM8K, GSM8K-Aug or SVAMP, or raise IrregularError."""
+    row = as_problem_row(row)
+    if "malformed" in row and "question" not in row:
+        wanted = f"wanted `question||<<a+b=c>> … {MARKER} n`"
+        raise IrregularError("malformed_line", f"{row['malformed']}; {wanted}")
     question, answer = _text(row, "question"), _text(row, "answer")
     content = {"question": question, "answer": answer}
     return Problem(_example_id(row, content), question, answer, number)
+
+
+def equations_alone(problem: Problem) -> Problem:
+    """Return a problem whose solution is its equations and its answer; its id stays.
+
+    Raises IrregularError where the solution has no answer.
+    """
+    text = equations_of(problem.answer)
+    if text is None:
+        raise IrregularError("no_final_answer", f"`answer` has no {MARKER}; wanted `{MARKER} n`")
+    return replace(problem, answer=text)
 
 
 def _text(row: dict, name: str, where: str = "") -> str:

@@ -47,7 +47,9 @@ class StageData:
 
     eval_split says where the validation rows are from, None that there are none; test_questions are
     what no training row may repeat; dropped and validation_dropped count what was left out so far,
-    by reason; irregular holds the row numbers of what could not be read; notes are lines to show.
+    by reason; irregular holds the row numbers of what could not be read; notes are lines to show;
+    no_equations counts training problems of which only the answer is left as rationale (None: the
+    whole rationale is kept).
     """
 
     train: list[Conversation]
@@ -59,6 +61,7 @@ class StageData:
     irregular: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     test_questions: list[str] = field(default_factory=list)
+    no_equations: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class DataReport:
     """What became of the rows: drops by reason, those that repeat a test question, the sources.
 
     irregular: why training rows could not be read -> their 1-based numbers. notes: lines to show.
+    no_equations: as StageData's.
     """
 
     eval_split: str | None
@@ -76,6 +80,7 @@ class DataReport:
     notes: list[str]
     listed_drops: list[dict[str, Any]]
     source_composition: dict[str, int]
+    no_equations: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +316,7 @@ def _tables(
         data.notes,
         listed,
         dict(composition.most_common()),
+        data.no_equations,
     )
     return train, validation, account
 

@@ -1,4 +1,7 @@
-"""Rows of one file after the other: JSON Lines, JSON, parquet and Arrow, packed by gzip or not."""
+"""Rows of one file after the other: JSON Lines, JSON, parquet, Arrow and GSM8K-Aug's text lines.
+
+The text formats may be packed by gzip.
+"""
 
 import codecs
 import gzip
@@ -8,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from domain_tokens.data.rationales import split_line
 from domain_tokens.errors import UserError
 
 ROWS_PER_BATCH = 1000
@@ -36,6 +40,7 @@ def rows_of_files(paths: Iterable[Path], key: str) -> Iterator[dict]:
     readers: dict[str, Callable[[Path, str], Iterator[dict]]] = {
         ".jsonl": _jsonl_rows,
         ".json": _json_rows,
+        ".txt": _text_rows,
         ".parquet": _parquet_rows,
         ".arrow": _arrow_rows,
     }
@@ -84,6 +89,25 @@ def _jsonl_rows(path: Path, key: str) -> Iterator[dict]:
             if not isinstance(row, dict):
                 raise UserError(f"{where}: got {kind_of(row)}; wanted a JSON object: fix that line")
             yield row
+
+
+def _text_rows(path: Path, key: str) -> Iterator[dict]:
+    """Yield a row per line, so that a row's number is its line's; see `split_line`."""
+    blank = 0  # lines that may be the file's last ones, which are none
+    with _open(path, key) as lines:
+        for number, line in enumerate(lines, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not text.strip():
+                blank += 1
+                continue
+            yield from [split_line("")] * blank
+            blank = 0
+            try:
+                yield split_line(text.decode().rstrip("\r\n"))
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{key}: {path}, line {number}: not UTF-8 ({error}); save the file as UTF-8"
+                ) from error
 
 
 def _what(error: Exception) -> str:

@@ -13,8 +13,8 @@ from domain_tokens.data.row_files import ROWS_PER_BATCH, first_line, rows_of_fil
 from domain_tokens.errors import UserError
 from domain_tokens.runs import hash_files
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz", ".json.gz")
-WANTED = "a .jsonl, .json, .parquet, .arrow, .jsonl.gz or .json.gz file"
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".txt", ".jsonl.gz", ".json.gz", ".txt.gz")
+WANTED = "a .jsonl, .json, .parquet, .arrow or .txt file (the text formats also as .gz)"
 # A hub data set that has several configs and of which the study means one.
 HUB_CONFIGS = {"openai/gsm8k": "main"}
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
@@ -118,7 +118,8 @@ def _local_files(path: Path, *, split: str, key: str) -> list[Path]:
             return found or shards[0]
     raise UserError(
         f"{key}: looked in {path} and {path / 'data'} for split {split!r} as {split}.jsonl, "
-        f"{split}.json, {split}.parquet or {split}-*.parquet and found none; name the file itself"
+        f"{split}.json, {split}.txt, {split}.parquet or {split}-*.parquet and found none; name the "
+        "file itself"
     )
 
 

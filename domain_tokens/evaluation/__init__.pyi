@@ -25,13 +25,16 @@ from .metrics import decoding_speed as decoding_speed
 from .metrics import gsm8k_metrics as gsm8k_metrics
 from .metrics import probe_verdicts as probe_verdicts
 from .metrics import problem_verdicts as problem_verdicts
+from .metrics import story_metrics as story_metrics
 from .preflight import refuse_broken_weights as refuse_broken_weights
 from .preflight import refuse_long_questions as refuse_long_questions
+from .probes import TEMPLATES as TEMPLATES
 from .probes import probes as probes
 from .responses import Answers as Answers
 from .responses import Question as Question
 from .responses import answer_questions as answer_questions
 from .responses import item_of as item_of
+from .stories import STORIES as STORIES
 from .verification import OlderError as OlderError
 from .verification import verify_data as verify_data
 from .verification import verify_results as verify_results
@@ -39,6 +42,8 @@ from .verification import verify_tokens as verify_tokens
 
 __all__ = [
     "SHOWN",
+    "STORIES",
+    "TEMPLATES",
     "Answers",
     "ChatSession",
     "EvaluationRun",
@@ -72,6 +77,7 @@ __all__ = [
     "refuse_long_questions",
     "refuse_other_data_treatment",
     "resolved_rationale_seed",
+    "story_metrics",
     "table_scores",
     "verify_data",
     "verify_results",

@@ -21,6 +21,7 @@ from domain_tokens.runs import (
     DataSection,
     Device,
     GSM8KSection,
+    as_written_today,
     choose_device,
     code_hash,
     code_identity,
@@ -148,7 +149,9 @@ def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:
     between arms, not refused here.
     """
     keys = ("stage", "condition", "weights", "model", "formats", "data", "decode")
+    named = {"decode": as_written_today(card["decode"])} if card.get("decode") else {}
     return {
         **{key: card.get(key) for key in keys},
+        **named,
         "code": code_hash(sorted((PACKAGE / "evaluation").glob("*.py"))),
     }

@@ -1,8 +1,8 @@
 """The continuous endpoints: how much probability a checkpoint gives to the right answer.
 
-A1 is arithmetic, G1 and G2 are GSM8K. No gold rationale is ever shown: given it, a model only has
-to copy the last number (97.2 % of GSM8K's test rows), which `gold_rationale_log_probs` is there to
-show. Answers are digits in both arms.
+A1 is arithmetic, A2 the same in stories, G1 and G2 are GSM8K. No gold rationale is ever shown:
+given it, a model only has to copy the last number (97.2 % of GSM8K's test rows), which
+`gold_rationale_log_probs` is there to show. Answers are digits in both arms.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.metrics import DISTRACTORS, item_scores, log_sum
 from domain_tokens.evaluation.probes import TABLE, TEMPLATES
+from domain_tokens.evaluation.stories import worded
 from domain_tokens.inference import Response, continuation_log_probs, next_token_mass
 from domain_tokens.prompts import Renderer
 
@@ -26,17 +27,20 @@ PRODUCTS = tuple(sorted({a * b for a, b in TABLE}))  # 36
 MARKER = "####"
 
 
-def table_scores(subject: "LoadedCheckpoint", *, forced_start: str) -> list[dict[str, Any]]:
-    """Return A1's lines, one per cell and wording, the wordings of a cell together.
+def table_scores(
+    subject: "LoadedCheckpoint", *, forced_start: str, templates: Sequence[str] = TEMPLATES
+) -> list[dict[str, Any]]:
+    """Return the lines of A1 (or A2), one per cell and wording, the wordings of a cell together.
 
+    templates: the wordings; A2's are the stories.
     log_prob: log p of the product in digits + EOS, log_sum: the log of the sum over the 36 products
     (nats), value: their difference; fact_mass: the probability (0–1) that the next token would be
     any fact token.
     """
     renderer = Renderer(subject.tokenizer)
-    cells = [(a, b, template) for a, b in TABLE for template in TEMPLATES]
+    cells = [(a, b, template) for a, b in TABLE for template in templates]
     prompts = [
-        renderer.prompt([("user", template.format(a=a, b=b))], forced_start=forced_start)
+        renderer.prompt([("user", worded(template, a, b))], forced_start=forced_start)
         for a, b, template in cells
     ]
     choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]

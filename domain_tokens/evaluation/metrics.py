@@ -17,6 +17,7 @@ from domain_tokens.answers import (
     extract_strict,
 )
 from domain_tokens.evaluation.probes import TABLE, TEMPLATES
+from domain_tokens.evaluation.stories import STORIES, story_floors
 from domain_tokens.statistics import (
     best_constant,
     matched_floor,
@@ -85,7 +86,7 @@ def log_sum(values: Sequence[float]) -> float:
 
 def derived_keys(evaluation: str, item: Item) -> Item:
     """Return all that follows from the other keys of an item."""
-    if evaluation == "arithmetic":
+    if evaluation in ("arithmetic", "stories"):
         return {
             "id": f"{item['category']}:{item['prompt']}",
             **probe_verdicts(item["gold"], item["response"]),
@@ -167,16 +168,48 @@ def arithmetic_metrics(items: Sequence[Item], scores: Sequence[Item]) -> dict[st
     }
 
 
-def table_metrics(scores: Sequence[Item]) -> dict[str, Any]:
-    """Return A1, its grid and the fact mass from the lines of the table's scores."""
-    size = len(TEMPLATES)
-    values = [line["value"] for line in scores]
-    cells = [math.fsum(values[i : i + size]) / size for i in range(0, len(values), size)]
+def table_metrics(
+    scores: Sequence[Item], *, endpoint: str = "a1", wordings: int = len(TEMPLATES)
+) -> dict[str, Any]:
+    """Return A1 (or A2), its grid and the fact mass from the lines of the table's scores."""
+    cells = _cell_means([line["value"] for line in scores], wordings)
     return {
-        "a1": math.fsum(cells) / len(cells),
-        "a1_grid": nine_by_nine(cells),
+        endpoint: math.fsum(cells) / len(cells),
+        f"{endpoint}_grid": nine_by_nine(cells),
         "fact_mass": math.fsum(line["fact_mass"] for line in scores) / len(scores),
     }
+
+
+def story_metrics(items: Sequence[Item], scores: Sequence[Item]) -> dict[str, Any]:
+    """Return all metrics of the story probe but its speed, with its floors.
+
+    scores: A2's lines, one per cell and story, the stories of a cell together, as are the items.
+    """
+    correct, golds = sum(i["correct"] for i in items), [item["gold"] for item in items]
+    constant = best_constant(golds)
+    matched, p = matched_floor(
+        [item["strict"] for item in items], golds, permutations=PERMUTATIONS, seed=42
+    )
+    return {
+        "accuracy": correct / len(items),
+        "accuracy_interval_95": list(wilson_interval(correct, len(items))),
+        "accuracy_expression_credited": sum(i["correct_credited"] for i in items) / len(items),
+        "correct": correct,
+        "total": len(items),
+        "best_constant_answer": constant.answer,
+        "best_constant_accuracy": constant.accuracy,
+        "matched_floor": matched,
+        "matched_floor_p": p,
+        **story_floors(),
+        "story_grid": nine_by_nine(_cell_means([float(i["correct"]) for i in items], len(STORIES))),
+        **table_metrics(scores, endpoint="a2", wordings=len(STORIES)),
+        **decoding_metrics(items),
+    }
+
+
+def _cell_means(values: Sequence[float], size: int) -> list[float]:
+    """Return the mean of each cell; values: of its `size` wordings, cell after cell."""
+    return [math.fsum(values[i : i + size]) / size for i in range(0, len(values), size)]
 
 
 def decoding_metrics(items: Sequence[Item]) -> dict[str, float | int | None]:

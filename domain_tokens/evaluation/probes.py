@@ -21,10 +21,18 @@ TEMPLATES = (
 def probes(settings: "ProbeSection") -> Iterator[tuple[str, str, int]]:
     """Yield (category, question, answer): the table's cells, then the two other categories.
 
-    Suite "seed": each cell once, the others sampled without replacement, two-digit × one-digit from
-    the 810 with factors 10–99 and 1–9, additions from pairs of 1–99. Suite "full": each cell in all
-    wordings, all 810 products, and all 4,950 additions a + b with 1 <= a <= b <= 99.
+    Suite "standard": each cell once, the others sampled without replacement, two-digit × one-digit
+    from the 810 with factors 10–99 and 1–9, additions from pairs of 1–99. Suite "full": each cell
+    in all wordings, all 810 products, and all 4,950 additions a + b with 1 <= a <= b <= 99. Suite
+    "stories": each cell in ten stories and nothing else, in the category "story".
     """
+    if settings.suite == "stories":
+        from domain_tokens.evaluation.stories import STORIES, worded
+
+        for a, b in TABLE:
+            for template in STORIES:
+                yield "story", worded(template, a, b), a * b
+        return
     full = settings.suite == "full"
     for a, b in TABLE:
         for template in TEMPLATES if full else TEMPLATES[:1]:

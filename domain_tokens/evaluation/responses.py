@@ -39,7 +39,11 @@ from domain_tokens.runs import (
 )
 
 # The files of lines that each evaluation writes next to its results.
-LINES = {"gsm8k": ("items", "rationales"), "arithmetic": ("items", "scores")}
+LINES = {
+    "gsm8k": ("items", "rationales"),
+    "arithmetic": ("items", "scores"),
+    "stories": ("items", "scores"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ class PartialResponses:
 
 
 class Answers:
-    """The output of one evaluation in a folder that it may share with the other one.
+    """The output of one evaluation in a folder that it may share with the others.
 
     What it may do there is decided in `runs.output_folder`. Its own are the partial responses and
     the order at the end: items whole, then the results JSON, then the partial files go.

@@ -31,9 +31,11 @@ from domain_tokens.evaluation.metrics import (
     decoding_speed,
     derived_keys,
     gsm8k_metrics,
+    story_metrics,
 )
 from domain_tokens.evaluation.probes import TABLE, TEMPLATES, probes
 from domain_tokens.evaluation.responses import LINES, Question, item_of, lines_file
+from domain_tokens.evaluation.stories import STORIES
 from domain_tokens.inference import Response
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs import (
@@ -50,6 +52,7 @@ from domain_tokens.vocabulary import layout_of
 
 Item = dict[str, Any]
 
+PROBES = ("arithmetic", "stories")
 # Of these a recomputed value may differ by more than rounding: NumPy may change its permutations.
 TOLERANCE = {"matched_floor_p": 0.06}  # five standard errors of 2,000 permutations at one half
 
@@ -98,8 +101,9 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
         if tree["examples"] != shown or len(shown) != min(len(items), SHOWN):
             raise UserError(f"{results}: examples are not the first items; evaluate again")
     else:
-        _verify_scores(results, others["scores"])
-        again = arithmetic_metrics(items, others["scores"])
+        stories = name == "stories"
+        _verify_scores(results, name, others["scores"], STORIES if stories else TEMPLATES)
+        again = (story_metrics if stories else arithmetic_metrics)(items, others["scores"])
     again |= decoding_speed(items, claimed["seconds"])
     again |= {"condition": card["condition"], "model_path": claimed["model_path"]}
     _refuse_difference(again, claimed, f"{results}: metrics", "its items say")
@@ -130,7 +134,9 @@ def _verify_card(results: Path, tree: dict[str, Any]) -> None:
 def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[str, Any]) -> None:
     """Check each item against itself, and the probes against the settings that drew them."""
     path = lines_file(results.parent, name, "items")
-    if name == "arithmetic":
+    if name in PROBES:
+        if (card["decode"].get("suite") == "stories") != (name == "stories"):
+            raise UserError(f"{path}: card.decode.suite is not that of {name}; evaluate again")
         _verify_probes(path, items, card)
     longest = card["decode"]["max_new_tokens"]
     same = all(card["formats"][k] == format_versions()[k] for k in ("answers", "injector"))
@@ -168,10 +174,12 @@ def _verify_probes(path: Path, items: Sequence[Item], card: dict[str, Any]) -> N
         raise UserError(f"{path} has {len(found)} items; {len(chosen)} probes were asked")
 
 
-def _verify_scores(results: Path, lines: Sequence[Item]) -> None:
-    """Check A1's lines: every cell in every wording, each value from its two logs."""
-    path = lines_file(results.parent, "arithmetic", "scores")
-    cells = [(a, b, template) for a, b in TABLE for template in TEMPLATES]
+def _verify_scores(
+    results: Path, name: str, lines: Sequence[Item], templates: Sequence[str]
+) -> None:
+    """Check the lines of A1 or A2: every cell in every wording, each value from its two logs."""
+    path = lines_file(results.parent, name, "scores")
+    cells = [(a, b, template) for a, b in TABLE for template in templates]
     if [(line["a"], line["b"], line["template"]) for line in lines] != cells:
         raise UserError(f"{path} does not hold the {len(cells)} cells and wordings in their order")
     for line in lines:
@@ -224,7 +232,7 @@ def verify_tokens(results: Path, folder: Path) -> str:
         question = Question(item["id"], item["category"], item["prompt"], prompt, item["gold"])
         response = Response(item["token_ids"], item["stop_reason"])
         again = item_of(subject, question, response, right=())
-        if card["stage"] == "arithmetic":
+        if card["stage"] in PROBES:
             right = facts_with_product(subject, int(item["gold"]))
             again |= reserved_counts(subject, item["token_ids"], right)
         else:
@@ -256,7 +264,7 @@ def verify_data(results: Path, folder: Path) -> str:
     card = tree["card"]
     reading = card.get("reading")
     if reading is None:
-        return "the probes of its settings" if card["stage"] == "arithmetic" else "not recorded"
+        return "the probes of its settings" if card["stage"] in PROBES else "not recorded"
     if not Path(reading["source"]).exists():
         return f"{reading['source']} (not here)"
     loaded = load_problems(**reading)

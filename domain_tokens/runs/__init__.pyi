@@ -22,11 +22,15 @@ from .config import ModelSection as ModelSection
 from .config import PretrainingConfig as PretrainingConfig
 from .config import ProbeEvalConfig as ProbeEvalConfig
 from .config import ProbeSection as ProbeSection
+from .config import Rationale as Rationale
 from .config import SFTConfig as SFTConfig
 from .config import TrackingSection as TrackingSection
+from .config import TrainedRows as TrainedRows
 from .config import TrainingSection as TrainingSection
+from .config import as_written_today as as_written_today
 from .config import load_config as load_config
 from .config import load_plan as load_plan
+from .config import with_later_keys as with_later_keys
 from .console import highlighted as highlighted
 from .console import highlighted_text as highlighted_text
 from .console import print_columns as print_columns
@@ -102,15 +106,18 @@ __all__ = [
     "PretrainingConfig",
     "ProbeEvalConfig",
     "ProbeSection",
+    "Rationale",
     "SFTConfig",
     "State",
     "Step",
     "TrackingSection",
+    "TrainedRows",
     "TrainingSection",
     "Workspace",
     "add_config_arguments",
     "add_evaluation_arguments",
     "add_output_arguments",
+    "as_written_today",
     "barrier",
     "check_seal",
     "choose_device",
@@ -155,6 +162,7 @@ __all__ = [
     "shown_example",
     "trial_folder",
     "umask",
+    "with_later_keys",
     "world_size",
     "write_json",
     "write_text",

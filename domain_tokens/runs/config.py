@@ -5,7 +5,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
@@ -22,6 +29,10 @@ Width = Annotated[int, Field(ge=1, le=2**20)]  # of a model, of a row, of a batc
 Rate = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Rationale = Literal["full", "equations"]
+TrainedRows = Literal["all", "fact_rows", "all_but_fact_rows"]
+# Values that were called otherwise once: key -> {old: new}.
+RENAMED = {"evaluation.suite": {"seed": "standard"}}
 
 
 class Section(BaseModel):
@@ -31,7 +42,10 @@ class Section(BaseModel):
 
 
 class TrainingSection(Section):
-    """How one SFT stage trains; one optimizer step is batch_size × accumulation examples."""
+    """How one SFT stage trains; one optimizer step is batch_size × accumulation examples.
+
+    train: which rows change; fact_rows are the 45 rows of the vocabulary, all else being frozen.
+    """
 
     max_length: int = Field(ge=2, le=2**20)
     batch_size: Width
@@ -51,6 +65,7 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(1.0, gt=0, le=1e9)
     logging_steps: Count = 10
     save_steps: Count = 500
+    train: TrainedRows = "all"
 
 
 class DataSection(Section):
@@ -58,6 +73,7 @@ class DataSection(Section):
 
     treatment, treated_facts: what condition mul_tokens makes of which facts (treatments.py); null:
     as the parent's run card says, and fact_token for all facts where it says nothing.
+    rationale: what is kept of a solution; equations are GSM8K's calculator annotations alone.
     """
 
     source: str
@@ -71,6 +87,7 @@ class DataSection(Section):
     treated_facts: TreatedFacts | None = None
     decontaminate_against: str | None = None
     decontaminate_split: str = "test"
+    rationale: Rationale = "full"
 
 
 class TrackingSection(Section):
@@ -137,6 +154,12 @@ class PretrainingConfig(Section):
     training: TrainingSection
     data: TextSection
 
+    @model_validator(mode="after")
+    def _trains_all_rows(self) -> "PretrainingConfig":
+        if self.training.train != "all":
+            raise ValueError("training.train has to be all: a base has no fact rows yet")
+        return self
+
 
 class GSM8KSection(Section):
     """How the GSM8K test questions are put and answered.
@@ -168,11 +191,17 @@ class ProbeSection(Section):
     batch_size: Width
     max_new_tokens: Width
     forced_start: str
-    suite: Literal["seed", "full"] = "seed"
+    suite: Literal["standard", "full", "stories"] = "standard"
     seed: Seed = 42
     multidigit: int = Field(100, ge=1, le=1_000_000)
     additions: int = Field(100, ge=1, le=1_000_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _by_its_name_of_today(cls, value: Any) -> Any:
+        old = RENAMED["evaluation.suite"]
+        return old.get(value, value) if isinstance(value, str) else value
 
 
 class ProbeEvalConfig(Section):
@@ -285,10 +314,42 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> 
         raise UserError(f"{file} holds {type(tree).__name__}; wanted a mapping of sections")
     for override in overrides:
         _apply(tree, override)
+    _announce_old_names(tree)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{file}: {_first_problem(kind, error)}") from None
+
+
+def as_written_today(decode: dict[str, Any]) -> dict[str, Any]:
+    """Return the decode settings of a card with values by the names that they have today."""
+    names = {key.rpartition(".")[2]: old for key, old in RENAMED.items()}
+    return {
+        key: names[key].get(value, value) if key in names and isinstance(value, str) else value
+        for key, value in decode.items()
+    }
+
+
+def with_later_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage's config of a card with what it lacks at its default, as it meant then."""
+    parts: dict[str, type[Section]] = {"training": TrainingSection, "data": DataSection}
+    filled = dict(config)
+    for name, section in parts.items():
+        if isinstance(config.get(name), dict):
+            defaults = {
+                k: f.default for k, f in section.model_fields.items() if not f.is_required()
+            }
+            filled[name] = {**defaults, **config[name]}
+    return filled
+
+
+def _announce_old_names(tree: dict[str, Any]) -> None:
+    for key, old in RENAMED.items():
+        section, _, name = key.partition(".")
+        part = tree.get(section)
+        value = part.get(name) if isinstance(part, dict) else None
+        if isinstance(value, str) and value in old:
+            print(f"note: {key}={value} is called {old[value]} now", flush=True)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

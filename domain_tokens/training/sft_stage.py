@@ -283,6 +283,7 @@ def _results(stage: OpenStage, data: "Prepared", plan: Any) -> dict[str, Any]:
         "dropped": account.dropped,
         "validation_dropped": account.validation_dropped,
         "irregular_rows": account.irregular,
+        "solutions_without_equations": account.no_equations,
         "truncated": sum(e.truncated for e in examples),
         "inject": stage.inject,
         "injected_examples": touched,

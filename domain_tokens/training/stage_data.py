@@ -52,6 +52,24 @@ def test_questions(data: "DataSection") -> list[str]:
     )
 
 
+def refuse_unsuited(config: "SFTConfig", usual: "UsualValidation", *, inject: bool) -> None:
+    """Raise UserError for a setting that this stage, or this arm, has no use for.
+
+    usual: what the stage validates on where the config names nothing. inject: whether its text gets
+    fact tokens.
+    """
+    if usual == "holdout" and config.data.rationale != "full":
+        raise UserError(
+            f"data.rationale={config.data.rationale} is of the GSM8K stage; chat rows have no "
+            "calculator annotations: leave data.rationale out"
+        )
+    if config.training.train == "fact_rows" and not inject:
+        raise UserError(
+            "training.train=fact_rows, and no fact token is in the training text: the rows could "
+            "only learn not to be said; train the arm that has them, or all rows"
+        )
+
+
 def _loading_code(load: Callable) -> str:
     """Return the hash of the code that decides what a stage's examples are."""
     alone = [Path(__file__), PACKAGE / "runs" / "config.py", Path(inspect.getfile(load))]
@@ -92,6 +110,7 @@ def prepare_stage(
     from domain_tokens.data import prepare_examples
 
     config = run.config
+    refuse_unsuited(config, run.usual_validation, inject=run.inject)
     identity = {**stage_identity(run, load, parent), "treatment": treatment}
     found = prepare_examples(
         lambda: load(config), renderer, max_length=config.training.max_length, identity=identity

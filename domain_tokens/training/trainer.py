@@ -21,6 +21,7 @@ from domain_tokens.runs import (
     peak_memory_bytes,
 )
 from domain_tokens.training.callbacks import StopWhenTold, TrainLog
+from domain_tokens.training.frozen_rows import frozen_rows
 from domain_tokens.training.loss import as_tensors, summed_loss
 from domain_tokens.training.preflight import refuse_zero_rates
 from domain_tokens.training.step_plan import StepPlan, build_micro_batch, empty_micro_batch
@@ -135,11 +136,14 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
-def training_flops(model: Any, examples: Sequence[Example], plan: StepPlan) -> float:
+def training_flops(
+    model: Any, examples: Sequence[Example], plan: StepPlan, *, body_trains: bool = True
+) -> float:
     """Return the matmul FLOPs of a run: forward and backward, causal attention, logits with loss.
 
     Follows PaLM's appendix B (Chowdhery et al. 2022): 6 per weight and token, 12 per layer, width
-    and attended position; the output layer counts at supervised positions only.
+    and attended position; the output layer counts at supervised positions only. A body that does
+    not train has no gradients of its weights: 4 per weight and token.
     """
     config = model.config
     embedding = model.get_input_embeddings().weight
@@ -149,7 +153,8 @@ def training_flops(model: Any, examples: Sequence[Example], plan: StepPlan) -> f
     body -= sum(p.numel() for n, p in model.named_parameters() if n.endswith("wpe.weight"))
     lengths = np.array([len(examples[i].input_ids) for i in plan.order], dtype=np.float64)
     attention = 6 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
-    return 6 * body * sum(plan.tokens) + attention + 6 * output.numel() * sum(plan.supervised)
+    each = 6 if body_trains else 4
+    return each * body * sum(plan.tokens) + attention + 6 * output.numel() * sum(plan.supervised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +200,10 @@ def train(
     stop = StopWhenTold(every=settings.logging_steps)
     trainer.add_callback(stop)  # before the log, which is written before a checkpoint is
     trainer.add_callback(log)
-    with packed_tokens(model), without_head(model) as trainer.head:
+    parts = frozen_rows(model, settings.train)
+    with packed_tokens(model), without_head(model) as trainer.head, parts as frozen:
+        if frozen is not None:
+            trainer.add_callback(frozen)
         done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if stop.told and trainer.state.global_step < len(plan.steps):
         raise StoppedError(
@@ -206,7 +214,7 @@ def train(
         train_loss=_mean_loss(trainer.state.log_history, done.training_loss),
         seconds=log.seconds,
         peak_memory_bytes=peak_memory_bytes(around.device.type),
-        flops=training_flops(model, examples, plan),
+        flops=training_flops(model, examples, plan, body_trains=settings.train != "fact_rows"),
     )
 
 
