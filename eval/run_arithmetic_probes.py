@@ -8,7 +8,14 @@ from typing import Any
 
 from domain_tokens import evaluation, runs
 from domain_tokens.evaluation import probes
-from domain_tokens.runs import SEED, Parser, add_evaluation_arguments, overrides_of, run_script
+from domain_tokens.runs import (
+    SEED,
+    Parser,
+    add_evaluation_arguments,
+    add_forbidding_argument,
+    overrides_of,
+    run_script,
+)
 
 EXAMPLE = (
     "uv run python eval/run_arithmetic_probes.py --model-path outputs/sft_gsm8k_baseline "
@@ -19,6 +26,7 @@ FLAGS = {
     "max_new_tokens": "evaluation.max_new_tokens",
     "seed": "evaluation.seed",
     "suite": "evaluation.suite",
+    "forbid_fact_tokens": "evaluation.forbid_fact_tokens",
 }
 
 
@@ -27,6 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--seed", type=SEED, help="which probes are sampled")
     parser.add_argument("--suite", choices=("seed", "full"), help="281 probes, or all there are")
+    add_forbidding_argument(parser)
     add_evaluation_arguments(parser, "eval/configs/arithmetic_probes.yaml")
     return parser.parse_args(argv)
 
@@ -51,13 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens)
     evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = evaluation.answer_questions(
-        subject,
-        questions,
-        output,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    responses = evaluation.answer_questions(subject, questions, output, settings)
     seconds = time.perf_counter() - start
     items = []
     for (_, _, gold), question, response in zip(chosen, questions, responses, strict=True):

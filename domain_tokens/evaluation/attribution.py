@@ -20,6 +20,8 @@ from domain_tokens.evaluation.equations import (
 )
 from domain_tokens.vocabulary import FACTS
 
+ATTRIBUTION_VERSION = "1"  # of these rules and of `equations`
+
 KINDS = ("table_fact", "product", "sum", "difference", "quotient", "none")
 
 _FACT = re.compile("|".join(FACTS))

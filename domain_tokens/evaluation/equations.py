@@ -137,6 +137,8 @@ def _agree(left: Node, right: Node) -> bool:
 
     In a running chain, `2*3=6+4=10`, the right side begins with the result of the left one.
     """
+    if not (_readings(left) and _readings(right)):
+        return True  # a division by zero
     for a in _readings(left):
         if any(_near(a, b) for b in _readings(right)):
             return True
@@ -301,6 +303,8 @@ class _Part:
 
 
 def _number(match: re.Match[str]) -> Number:
+    if len(match[0]) > MAX_DIGITS:
+        return Number(Fraction(0))  # of a side that is not read
     cents = _CENTS.match(match.string, match.end())
     hundredths = "%" if match["percent"] else "cents" if cents else ""
     if match["whole"]:
