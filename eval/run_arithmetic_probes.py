@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from domain_tokens import evaluation, runs
 from domain_tokens.evaluation import probes
-from domain_tokens.runs import SEED, Parser, run_script
+from domain_tokens.runs import SEED, Parser, add_forbidding_argument, run_script
 
 if TYPE_CHECKING:
     from domain_tokens.evaluation import EvaluationRun
@@ -21,6 +21,7 @@ FLAGS = {
     "max_new_tokens": "evaluation.max_new_tokens",
     "seed": "evaluation.seed",
     "suite": "evaluation.suite",
+    "forbid_fact_tokens": "evaluation.forbid_fact_tokens",
 }
 
 
@@ -34,6 +35,7 @@ def parse(argv: list[str] | None) -> "EvaluationRun[ProbeEvalConfig]":
         metavar="{standard,full,stories}",
         help="281 probes, all there are, or each cell of the table in ten stories",
     )
+    add_forbidding_argument(parser)
     default = "eval/configs/arithmetic_probes.yaml"
     return evaluation.parse_evaluation(
         parser, argv, runs.ProbeEvalConfig, default_config=default, flags=FLAGS
@@ -61,13 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens)
     evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = evaluation.answer_questions(
-        subject,
-        questions,
-        output,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    responses = evaluation.answer_questions(subject, questions, output, settings)
     seconds = time.perf_counter() - start
     items = []
     for (_, _, gold), question, response in zip(chosen, questions, responses, strict=True):

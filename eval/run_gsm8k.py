@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from domain_tokens import evaluation, runs
 from domain_tokens.answers import refuse_unreadable
 from domain_tokens.data import Problem, load_problems
-from domain_tokens.runs import COUNT, Parser, run_script
+from domain_tokens.runs import COUNT, Parser, add_forbidding_argument, run_script
 
 if TYPE_CHECKING:
     from domain_tokens.evaluation import EvaluationRun, LoadedCheckpoint, Question
@@ -22,6 +22,8 @@ FLAGS = {
     "batch_size": "evaluation.batch_size",
     "max_new_tokens": "evaluation.max_new_tokens",
     "split": "data.split",
+    "calculator": "evaluation.calculator",
+    "forbid_fact_tokens": "evaluation.forbid_fact_tokens",
 }
 
 
@@ -30,6 +32,12 @@ def parse(argv: list[str] | None) -> "EvaluationRun[GSM8KEvalConfig]":
     parser = Parser(__doc__ or "", example=EXAMPLE)
     parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N items, by hash")
     parser.add_argument("--split", help="overrides data.split")
+    parser.add_argument(
+        "--calculator",
+        choices=("facts", "all"),
+        help="write right results after `a*b=` of two digits, or after any `a op b=`",
+    )
+    add_forbidding_argument(parser)
     return evaluation.parse_evaluation(
         parser, argv, runs.GSM8KEvalConfig, default_config="eval/configs/gsm8k.yaml", flags=FLAGS
     )
@@ -71,20 +79,14 @@ def main(argv: list[str] | None = None) -> int:
     evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens, answers=scored)
     evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()
-    responses = evaluation.answer_questions(
-        subject,
-        questions,
-        output,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    responses = evaluation.answer_questions(subject, questions, output, settings)
     seconds = time.perf_counter() - start
     scores, rationales = evaluation.answer_endpoints(
         subject, questions, output, golds=golds, settings=settings
     )
     rows = zip(loaded.items, questions, responses, scores, strict=True)
     items = [item(subject, *row) for row in rows]
-    shown = {
+    shown: dict[str, Any] = {
         "condition": run.condition,
         "model_path": str(run.model_path),
         **evaluation.gsm8k_metrics(items, decode),
@@ -96,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         f"GSM8K {run.condition}: {shown['correct']}/{shown['total']} = {shown['accuracy']:.2%}, "
         f"stop rate {shown['stop_rate']:.1%}; results in {output.results}"
     )
+    kinds = ", ".join(f"{kind} {count}" for kind, count in shown["attribution"].items())
+    print(f"wrong first in: {kinds}")
     return 0
 
 
@@ -123,7 +127,7 @@ def item(
     line = evaluation.item_of(subject, question, response, right=facts)
     return {
         **line,
-        **evaluation.problem_verdicts(line["gold"], line["response"]),
+        **evaluation.problem_keys(line),
         "applicable": bool(facts),
         "gold_facts": evaluation.names_of(subject, facts),
         **endpoints,

@@ -8,6 +8,7 @@ from typing import Any
 
 from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation import DECODE_DEFAULTS
 from domain_tokens.runs import as_written_today, with_later_keys
 from domain_tokens.treatments import record_in
 
@@ -55,7 +56,9 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
     training = card["training"]
     flat = {key: _at(card, key) for key in ("stage", "tokenizer", *FORMATS, *SETTING)}
     flat["seed"] = training["seed"] if training else card["seed"]
-    flat |= flatten(card["data"], "data") | flatten(as_written_today(card["decode"]), "decode")
+    flat["formats.attribution"] = card["formats"].get("attribution")  # none in older cards
+    flat |= flatten(card["data"], "data")
+    flat |= flatten({**DECODE_DEFAULTS, **as_written_today(card["decode"])}, "decode")
     flat["training.stage"] = training["stage"] if training else "base"
     if flat["training.stage"] != "base":
         for key in ("order_digest", *FORMATS, *SETTING):

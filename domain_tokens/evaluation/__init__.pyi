@@ -1,6 +1,7 @@
 from .arithmetic import probe_questions as probe_questions
 from .arithmetic import probes_fingerprint as probes_fingerprint
 from .chat import ChatSession as ChatSession
+from .checkpoint import DECODE_DEFAULTS as DECODE_DEFAULTS
 from .checkpoint import LoadedCheckpoint as LoadedCheckpoint
 from .checkpoint import evaluation_card as evaluation_card
 from .checkpoint import evaluation_identity as evaluation_identity
@@ -24,7 +25,7 @@ from .metrics import arithmetic_metrics as arithmetic_metrics
 from .metrics import decoding_speed as decoding_speed
 from .metrics import gsm8k_metrics as gsm8k_metrics
 from .metrics import probe_verdicts as probe_verdicts
-from .metrics import problem_verdicts as problem_verdicts
+from .metrics import problem_keys as problem_keys
 from .metrics import story_metrics as story_metrics
 from .preflight import refuse_broken_weights as refuse_broken_weights
 from .preflight import refuse_long_questions as refuse_long_questions
@@ -41,6 +42,7 @@ from .verification import verify_results as verify_results
 from .verification import verify_tokens as verify_tokens
 
 __all__ = [
+    "DECODE_DEFAULTS",
     "SHOWN",
     "STORIES",
     "TEMPLATES",
@@ -70,7 +72,7 @@ __all__ = [
     "probe_verdicts",
     "probes",
     "probes_fingerprint",
-    "problem_verdicts",
+    "problem_keys",
     "read_golds",
     "read_response",
     "refuse_broken_weights",

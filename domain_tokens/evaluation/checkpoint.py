@@ -15,6 +15,7 @@ from domain_tokens.checkpoints import (
 )
 from domain_tokens.data import file_hashes
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation.attribution import ATTRIBUTION_VERSION
 from domain_tokens.inference import prepack_
 from domain_tokens.runs import (
     PACKAGE,
@@ -53,6 +54,10 @@ class LoadedCheckpoint:
     device: Device | None = None
     verified: VerifiedParent | None = None
     treatment: Treatment | None = None
+
+
+# What decode settings meant in cards that were written before there were these.
+DECODE_DEFAULTS = {"calculator": None, "forbid_fact_tokens": False}
 
 
 def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> LoadedCheckpoint:
@@ -132,7 +137,7 @@ def evaluation_card(
         "architecture": architecture_of(subject.folder),
         "training": training,
         "parent": {"path": str(subject.folder)},
-        "formats": format_versions(),
+        "formats": {**format_versions(), "attribution": ATTRIBUTION_VERSION},
         "data": data,
         "sources": file_hashes(reading["source"], split=reading["split"]) if reading else {},
         "reading": reading,
@@ -149,9 +154,12 @@ def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:
     between arms, not refused here.
     """
     keys = ("stage", "condition", "weights", "model", "formats", "data", "decode")
-    named = {"decode": as_written_today(card["decode"])} if card.get("decode") else {}
+    found = {key: card.get(key) for key in keys}
+    if found["decode"] is not None:
+        found["decode"] = {**DECODE_DEFAULTS, **as_written_today(found["decode"])}
+    if found["formats"] is not None:  # how a response is judged later is no part of decoding it
+        found["formats"] = {k: v for k, v in found["formats"].items() if k != "attribution"}
     return {
-        **{key: card.get(key) for key in keys},
-        **named,
+        **found,
         "code": code_hash(sorted((PACKAGE / "evaluation").glob("*.py"))),
     }

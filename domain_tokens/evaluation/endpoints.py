@@ -17,6 +17,7 @@ from domain_tokens.evaluation.probes import TABLE, TEMPLATES
 from domain_tokens.evaluation.stories import worded
 from domain_tokens.inference import Response, continuation_log_probs, next_token_mass
 from domain_tokens.prompts import Renderer
+from domain_tokens.vocabulary import FACT_PAIRS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,9 @@ def table_scores(
     templates: the wordings; A2's are the stories.
     log_prob: log p of the product in digits + EOS, log_sum: the log of the sum over the 36 products
     (nats), value: their difference; fact_mass: the probability (0–1) that the next token would be
-    any fact token.
+    any fact token. both_log_prob, both_log_sum, both_value: the same where a product may be written
+    in digits or as any fact token that reads it, with or without a space before it, then EOS: the
+    exact sum of all these routes.
     """
     renderer = Renderer(subject.tokenizer)
     cells = [(a, b, template) for a, b in TABLE for template in templates]
@@ -46,12 +49,39 @@ def table_scores(
     choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]
     scores = continuation_log_probs(subject.model, prompts, [choices] * len(prompts))
     masses = next_token_mass(subject.model, prompts, subject.layout.fact_ids)
+    routes = _fact_log_probs(subject, renderer, prompts)
     lines = []
-    for (a, b, template), score, mass in zip(cells, scores, masses, strict=True):
+    for (a, b, template), score, mass, facts in zip(cells, scores, masses, routes, strict=True):
         right, total = score[PRODUCTS.index(a * b)], log_sum(score)
         line = {"a": a, "b": b, "template": template, "log_prob": right, "log_sum": total}
-        lines.append({**line, "value": right - total, "fact_mass": mass})
+        line |= {"value": right - total, "fact_mass": mass}
+        lines.append(line | _both_routes(right, total, facts, a * b))
     return lines
+
+
+def _fact_log_probs(
+    subject: "LoadedCheckpoint", renderer: Renderer, prompts: Sequence[list[int]]
+) -> list[list[float]]:
+    """Return log p(fact token + EOS) of the 45 facts after each prompt: [prompts, 45].
+
+    A fact token stands after a space, as the renderer writes it, or without one: both are summed.
+    """
+    space = renderer.encode(" ")
+    facts = [[i, renderer.eos] for i in subject.layout.fact_ids]
+    count = len(prompts)
+    touching = continuation_log_probs(subject.model, prompts, [[*facts, space]] * count)
+    apart = continuation_log_probs(subject.model, [[*p, *space] for p in prompts], [facts] * count)
+    return [
+        [log_sum((one, before + other)) for one, other in zip(near, far, strict=True)]
+        for (*near, before), far in zip(touching, apart, strict=True)
+    ]
+
+
+def _both_routes(right: float, total: float, facts: list[float], product: int) -> dict[str, float]:
+    """Return a line's sums over digits and fact tokens; right, total: of the digits alone."""
+    same = [value for value, (a, b) in zip(facts, FACT_PAIRS, strict=True) if a * b == product]
+    one, all_ = log_sum([right, *same]), log_sum([total, *facts])
+    return {"both_log_prob": one, "both_log_sum": all_, "both_value": one - all_}
 
 
 def sample_seed(seed: int, sample_id: str) -> int:

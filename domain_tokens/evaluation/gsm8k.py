@@ -60,8 +60,7 @@ def answer_endpoints(
         subject,
         rationale_questions(questions, count),
         output,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
+        settings,
         sampling_seed=resolved_rationale_seed(settings, subject),
     )
     groups = [drawn[i : i + count] for i in range(0, len(drawn), count)]

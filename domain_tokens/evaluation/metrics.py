@@ -16,6 +16,7 @@ from domain_tokens.answers import (
     extract_probe_credited,
     extract_strict,
 )
+from domain_tokens.evaluation.attribution import attribution, first_wrong
 from domain_tokens.evaluation.probes import TABLE, TEMPLATES
 from domain_tokens.evaluation.stories import STORIES, story_floors
 from domain_tokens.statistics import (
@@ -47,6 +48,13 @@ def problem_verdicts(gold: str, response: str) -> Item:
         "correct_credited": _equal(found["credited"], gold),
     }
     return {**{k: v if v is None else str(v) for k, v in found.items()}, **verdicts}
+
+
+def problem_keys(item: Item) -> Item:
+    """Return the verdicts of a GSM8K item and, if it is wrong, where it went wrong first."""
+    verdicts = problem_verdicts(item["gold"], item["response"])
+    wrong = first_wrong(item["response"], cut=item["stop_reason"] != "eos")
+    return {**verdicts, "first_wrong": None if verdicts["correct"] else wrong}
 
 
 def probe_verdicts(gold: str, response: str) -> Item:
@@ -91,7 +99,7 @@ def derived_keys(evaluation: str, item: Item) -> Item:
             "id": f"{item['category']}:{item['prompt']}",
             **probe_verdicts(item["gold"], item["response"]),
         }
-    found = problem_verdicts(item["gold"], item["response"])
+    found = problem_keys(item)
     if "gold_facts" in item:  # newer than some evaluations
         found["applicable"] = bool(item["gold_facts"])
     if "g1_log_probs" in item:
@@ -100,7 +108,11 @@ def derived_keys(evaluation: str, item: Item) -> Item:
 
 
 def gsm8k_metrics(items: Sequence[Item], decode: dict[str, Any]) -> dict[str, Any]:
-    """Return all metrics of the GSM8K evaluation but its speed; decode: the card's settings."""
+    """Return all metrics of the GSM8K evaluation but its speed; decode: the card's settings.
+
+    attribution: how many wrong answers are wrong first in each kind of equation; items of older
+    versions do not tell.
+    """
     total = len(items)
     correct = sum(item["correct"] for item in items)
     golds = [item["gold"] for item in items]
@@ -123,6 +135,7 @@ def gsm8k_metrics(items: Sequence[Item], decode: dict[str, Any]) -> dict[str, An
         "best_constant_accuracy": constant.accuracy,
         "matched_floor": matched,
         "matched_floor_p": p,
+        **({"attribution": attribution(items)} if all("first_wrong" in i for i in items) else {}),
         **decoding_metrics(items),
         **(_continuous(items, decode["rationales"]) if decode["rationales"] else {}),
     }
@@ -171,13 +184,22 @@ def arithmetic_metrics(items: Sequence[Item], scores: Sequence[Item]) -> dict[st
 def table_metrics(
     scores: Sequence[Item], *, endpoint: str = "a1", wordings: int = len(TEMPLATES)
 ) -> dict[str, Any]:
-    """Return A1 (or A2), its grid and the fact mass from the lines of the table's scores."""
+    """Return A1 (or A2), its grid and the fact mass from the lines of the table's scores.
+
+    a1_both_routes counts digits and fact tokens together (exploratory); lines of older versions,
+    and of stories, do not tell.
+    """
     cells = _cell_means([line["value"] for line in scores], wordings)
-    return {
+    found = {
         endpoint: math.fsum(cells) / len(cells),
         f"{endpoint}_grid": nine_by_nine(cells),
         "fact_mass": math.fsum(line["fact_mass"] for line in scores) / len(scores),
     }
+    if all("both_value" in line for line in scores):
+        cells = _cell_means([line["both_value"] for line in scores], wordings)
+        found[f"{endpoint}_both_routes"] = math.fsum(cells) / len(cells)
+        found[f"{endpoint}_both_routes_grid"] = nine_by_nine(cells)
+    return found
 
 
 def story_metrics(items: Sequence[Item], scores: Sequence[Item]) -> dict[str, Any]:

@@ -13,9 +13,18 @@ from domain_tokens.errors import UserError
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, evaluation_identity
 from domain_tokens.evaluation.endpoints import sample_seed
 from domain_tokens.evaluation.fact_tokens import read_response, reserved_counts
-from domain_tokens.inference import GREEDY, Response, Sampling, generate
+from domain_tokens.inference import (
+    GREEDY,
+    Calculator,
+    Constraints,
+    Response,
+    Sampling,
+    generate,
+)
 from domain_tokens.runs import (
     Found,
+    GSM8KSection,
+    ProbeSection,
     State,
     Step,
     barrier,
@@ -255,13 +264,13 @@ def answer_questions(
     subject: LoadedCheckpoint,
     questions: Sequence[Question],
     output: Answers,
+    settings: GSM8KSection | ProbeSection,
     *,
-    batch_size: int,
-    max_new_tokens: int,
     sampling_seed: int | None = None,
 ) -> list[Response]:
     """Decode what is not there yet, greedily; return a response per question, in order.
 
+    settings: how many together, how far, and what is forced or forbidden.
     With a sampling seed responses are drawn at temperature 1, each from a seed of its own id.
     Several processes share the questions.
     """
@@ -283,13 +292,24 @@ def answer_questions(
             subject.model,
             [q.prompt_ids for q in open_questions],
             eos_id=subject.tokenizer.eos_token_id,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
             sampling=sampling,
+            constraints=constraints_of(subject, settings.model_dump()),
             on_finished=keep,
         )
     done = gather_dict(done)
     return [done[q.id] for q in questions]
+
+
+def constraints_of(subject: LoadedCheckpoint, decode: dict[str, Any]) -> Constraints | None:
+    """Return what decode settings force or forbid, None where they leave all free."""
+    kind = decode.get("calculator")
+    forbidden = subject.layout.fact_ids if decode.get("forbid_fact_tokens") else ()
+    if kind is None and not forbidden:
+        return None
+    calculator = Calculator(subject.tokenizer, kind) if kind else None
+    return Constraints(calculator=calculator, forbidden=forbidden)
 
 
 def item_of(

@@ -14,6 +14,7 @@ from domain_tokens.checkpoints import load_tokenizer
 from domain_tokens.data import file_hashes, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.arithmetic import probes_fingerprint
+from domain_tokens.evaluation.attribution import ATTRIBUTION_VERSION
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, treatment_in
 from domain_tokens.evaluation.endpoints import cut_before_answer
 from domain_tokens.evaluation.fact_tokens import (
@@ -34,9 +35,15 @@ from domain_tokens.evaluation.metrics import (
     story_metrics,
 )
 from domain_tokens.evaluation.probes import TABLE, TEMPLATES, probes
-from domain_tokens.evaluation.responses import LINES, Question, item_of, lines_file
+from domain_tokens.evaluation.responses import (
+    LINES,
+    Question,
+    constraints_of,
+    item_of,
+    lines_file,
+)
 from domain_tokens.evaluation.stories import STORIES
-from domain_tokens.inference import Response
+from domain_tokens.inference import Constraints, Response
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs import (
     SEAL,
@@ -149,6 +156,8 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
         # Other rules of reading give other verdicts: then the lineage check says so.
         if same:
             again = derived_keys(name, item)
+            if card["formats"].get("attribution") != ATTRIBUTION_VERSION:
+                again.pop("first_wrong", None)
             _refuse_difference(
                 again, {key: item.get(key) for key in again}, where, "it follows that it is"
             )
@@ -157,6 +166,8 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
             raise UserError(
                 f"{where}: stop_reason is {item['stop_reason']} after {count} of {longest} tokens"
             )
+        if item["mul_tokens"] and card["decode"].get("forbid_fact_tokens"):
+            raise UserError(f"{where}: mul_tokens is {item['mul_tokens']}; card.decode forbids any")
         if item["mul_tokens"] != len(item["fact_spans"]):
             raise UserError(f"{where}: mul_tokens is {item['mul_tokens']}, fact_spans differ")
 
@@ -183,8 +194,15 @@ def _verify_scores(
     if [(line["a"], line["b"], line["template"]) for line in lines] != cells:
         raise UserError(f"{path} does not hold the {len(cells)} cells and wordings in their order")
     for line in lines:
-        if not math.isclose(line["value"], line["log_prob"] - line["log_sum"], abs_tol=1e-9):
-            raise UserError(f"{path}: value of {line['a']}×{line['b']} is not log_prob - log_sum")
+        for kind in ("", "both_") if "both_value" in line else ("",):
+            value, one, all_ = (line[kind + key] for key in ("value", "log_prob", "log_sum"))
+            if not math.isclose(value, one - all_, abs_tol=1e-9):
+                cell = f"{kind}value of {line['a']}×{line['b']}"
+                raise UserError(f"{path}: {cell} is not {kind}log_prob - {kind}log_sum")
+        if "both_value" in line and not (
+            line["both_log_prob"] >= line["log_prob"] and line["both_log_sum"] >= line["log_sum"]
+        ):
+            raise UserError(f"{path}: both routes of {line['a']}×{line['b']} hold less than one")
 
 
 def _verify_rationales(
@@ -218,8 +236,9 @@ def subject_of(folder: Path) -> LoadedCheckpoint:
 def verify_tokens(results: Path, folder: Path) -> str:
     """Recompute from token ids, with the checkpoint's tokenizer and our renderer, what follows.
 
-    That is each item's response, fact spans, counts of reserved tokens and prompt hash, and for
-    GSM8K the forced cuts of its rationales. Raises UserError at the first that differs.
+    That is each item's response, fact spans, counts of reserved tokens and prompt hash, that what
+    its decoding forced or forbade is so, and for GSM8K the forced cuts of its rationales. Raises
+    UserError at the first that differs.
     """
     tree = read_sealed(results)
     if "items" not in tree:
@@ -227,7 +246,9 @@ def verify_tokens(results: Path, folder: Path) -> str:
     subject, card = subject_of(folder), tree["card"]
     renderer, start = Renderer(subject.tokenizer), card["decode"].get("forced_start", "")
     items = bound_lines(results, tree, "items")
+    constraints = constraints_of(subject, card["decode"])
     for item in items:
+        _verify_constraints(results, constraints, item["id"], item["token_ids"])
         prompt = renderer.prompt([("user", item["prompt"])], forced_start=start)
         question = Question(item["id"], item["category"], item["prompt"], prompt, item["gold"])
         response = Response(item["token_ids"], item["stop_reason"])
@@ -242,7 +263,9 @@ def verify_tokens(results: Path, folder: Path) -> str:
         )
     if "rationales" in tree:
         for item, line in zip(items, bound_lines(results, tree, "rationales"), strict=True):
-            pairs = zip(line["token_ids"], line["stop_reasons"], strict=True)
+            pairs = list(zip(line["token_ids"], line["stop_reasons"], strict=True))
+            for ids, _ in pairs:
+                _verify_constraints(results, constraints, item["id"], ids)
             cuts = [
                 cut_before_answer(subject.tokenizer, Response(ids, stop))[1] for ids, stop in pairs
             ]
@@ -253,6 +276,17 @@ def verify_tokens(results: Path, folder: Path) -> str:
                 "its rationales say",
             )
     return f"{len(items)} responses from their tokens"
+
+
+def _verify_constraints(
+    results: Path, constraints: Constraints | None, id: str, token_ids: Sequence[int]
+) -> None:
+    at = constraints.broken_at(token_ids) if constraints else None
+    if at is not None:
+        raise UserError(
+            f"{results}: token {at} of {id} is not what card.decode forces or permits there; "
+            "evaluate again"
+        )
 
 
 def verify_data(results: Path, folder: Path) -> str:

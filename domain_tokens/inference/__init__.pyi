@@ -1,6 +1,8 @@
 from .cpu.packed_weights import prepack_ as prepack_
 from .decoder import Response as Response
 from .decoder import generate as generate
+from .forced_tokens import Calculator as Calculator
+from .forced_tokens import Constraints as Constraints
 from .log_probs import continuation_log_probs as continuation_log_probs
 from .log_probs import next_token_mass as next_token_mass
 from .sampling import GREEDY as GREEDY
@@ -8,6 +10,8 @@ from .sampling import Sampling as Sampling
 
 __all__ = [
     "GREEDY",
+    "Calculator",
+    "Constraints",
     "Response",
     "Sampling",
     "continuation_log_probs",

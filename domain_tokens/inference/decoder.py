@@ -13,6 +13,7 @@ import torch
 
 from domain_tokens.errors import UserError
 from domain_tokens.inference.backends import Backend, Prompt, choose_backend
+from domain_tokens.inference.forced_tokens import Constraints
 from domain_tokens.inference.forward import packed_forward
 from domain_tokens.inference.prompt_lookup import MAX_DRAFT_TOKENS, PromptLookup
 from domain_tokens.inference.sampling import GREEDY, Sampling, _sample
@@ -58,13 +59,14 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     sampling: Sampling = GREEDY,
+    constraints: Constraints | None = None,
     on_finished: Callable[[int, Response], None] = lambda index, response: None,
 ) -> list[Response]:
     """Return a response per prompt, in the order of prompts.
 
     batch_size: rows that decode together. In fp32 greedy responses equal those of batch size 1,
-    token for token; a sampled response depends on its seed alone. on_finished hears of each as it
-    ends.
+    token for token; a sampled response depends on its seed alone. constraints: tokens that are
+    forced or forbidden, in every batch alike. on_finished hears of each as it ends.
     Raises UserError for an empty prompt or one that leaves no room in the model's context.
     """
     context = getattr(model.config, "max_position_embeddings", 10**9)
@@ -87,9 +89,10 @@ def generate(
             slots=slots,
             capacity=work.capacity,
             context=context,
-            greedy=sampling.temperature == 0,
+            greedy=sampling.temperature == 0 and constraints is None,
         )
-        for index, response in _Scheduler(work, sampling, backend).run():
+        scheduler = _Scheduler(work, sampling, backend, constraints=constraints)
+        for index, response in scheduler.run():
             responses[index] = response
             on_finished(index, response)
     return [responses[i] for i in range(len(prompts))]
@@ -146,8 +149,16 @@ class _Scheduler:
     Row i stands in slot i; the last one fills a hole. N tokens of a step, V vocabulary.
     """
 
-    def __init__(self, prompts: _Prompts, sampling: Sampling, backend: Backend):
+    def __init__(
+        self,
+        prompts: _Prompts,
+        sampling: Sampling,
+        backend: Backend,
+        *,
+        constraints: Constraints | None = None,
+    ):
         self._prompts, self._sampling, self._backend = prompts, sampling, backend
+        self._constraints = constraints
         self._greedy = sampling.temperature == 0
         # Longest first: slots that are active together are of like length, and little is padded.
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
@@ -198,9 +209,10 @@ class _Scheduler:
     def _advance(self, outputs: torch.Tensor, slots: range) -> Iterator[tuple[int, Response]]:
         """Give each slot what it wrote; yield the rows that end and fill the holes they leave.
 
-        outputs: logits [N, V], or the most likely tokens [N] where nothing is sampled.
+        outputs: logits [N, V], or the most likely tokens [N] where nothing is sampled or
+        constrained.
         """
-        chosen = iter((outputs if self._greedy else self._draw(outputs, slots)).tolist())
+        chosen = iter(self._choose(outputs, slots))
         ended = []
         for slot in slots:
             row = self._rows[slot]
@@ -220,6 +232,21 @@ class _Scheduler:
             return "length"
         full = len(self._prompts.ids[row.index]) + len(row.written) == self._prompts.context
         return "context" if full else "eos"
+
+    def _choose(self, outputs: torch.Tensor, slots: range) -> list[int]:
+        """Return the next token after each token that was read."""
+        if self._constraints is None:
+            return (outputs if self._greedy else self._draw(outputs, slots)).tolist()
+        written = [
+            [*row.written, *row.draft_tokens[:count]]
+            for row in (self._rows[slot] for slot in slots)
+            for count in range(1 + len(row.draft_tokens))
+        ]
+
+        def pick(logits: torch.Tensor) -> torch.Tensor:
+            return logits.max(-1).indices if self._greedy else self._draw(logits, slots)
+
+        return self._constraints.choose(outputs, written, pick)
 
     def _draw(self, logits: torch.Tensor, slots: range) -> torch.Tensor:
         """Sample the next token after each token that was read: logits [N, V] -> ids [N]."""

@@ -6,6 +6,7 @@ from .cli import Number as Number
 from .cli import Parser as Parser
 from .cli import add_config_arguments as add_config_arguments
 from .cli import add_evaluation_arguments as add_evaluation_arguments
+from .cli import add_forbidding_argument as add_forbidding_argument
 from .cli import add_output_arguments as add_output_arguments
 from .cli import in_repository as in_repository
 from .cli import is_unicode as is_unicode
@@ -116,6 +117,7 @@ __all__ = [
     "Workspace",
     "add_config_arguments",
     "add_evaluation_arguments",
+    "add_forbidding_argument",
     "add_output_arguments",
     "as_written_today",
     "barrier",

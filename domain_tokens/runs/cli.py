@@ -135,6 +135,16 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, default_config: st
     add_config_arguments(parser, default_config)
 
 
+def add_forbidding_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --forbid-fact-tokens, which both evaluations take."""
+    parser.add_argument(
+        "--forbid-fact-tokens",
+        action="store_const",
+        const="true",
+        help="write no fact token while decoding",
+    )
+
+
 def overrides_of(overrides: Sequence[str], flags: Mapping[str, object]) -> list[str]:
     """Return the --set overrides, followed by the flags that were given.
 

@@ -168,6 +168,8 @@ class GSM8KSection(Section):
     rationale_seed: of these samples; None means the training seed of the checkpoint.
     frequent_answers: the training answers in order of frequency; the first is a constant-answer
     floor, the first 16 that are not the gold answer are the distractors of G2.
+    calculator: while decoding right results are written after `a*b=` of two digits ("facts") or
+    after any `a op b=` ("all"). forbid_fact_tokens: while decoding no fact token is written.
     """
 
     batch_size: Width
@@ -176,6 +178,8 @@ class GSM8KSection(Section):
     rationale_seed: Seed | None = None
     frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    calculator: Literal["facts", "all"] | None = None
+    forbid_fact_tokens: bool = False
 
 
 class GSM8KEvalConfig(Section):
@@ -186,7 +190,10 @@ class GSM8KEvalConfig(Section):
 
 
 class ProbeSection(Section):
-    """How the arithmetic probes are put and answered."""
+    """How the arithmetic probes are put and answered.
+
+    forbid_fact_tokens: while decoding no fact token is written.
+    """
 
     batch_size: Width
     max_new_tokens: Width
@@ -196,6 +203,7 @@ class ProbeSection(Section):
     multidigit: int = Field(100, ge=1, le=1_000_000)
     additions: int = Field(100, ge=1, le=1_000_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    forbid_fact_tokens: bool = False
 
     @field_validator("suite", mode="before")
     @classmethod
