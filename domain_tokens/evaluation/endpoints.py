@@ -17,6 +17,7 @@ from domain_tokens.evaluation.probes import TABLE, TEMPLATES
 from domain_tokens.evaluation.stories import worded
 from domain_tokens.inference import Response, continuation_log_probs, next_token_mass
 from domain_tokens.prompts import Renderer
+from domain_tokens.treatments import FACT_TOKENS
 from domain_tokens.vocabulary import FACT_PAIRS
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def table_scores(
     (nats), value: their difference; fact_mass: the probability (0–1) that the next token would be
     any fact token. both_log_prob, both_log_sum, both_value: the same where a product may be written
     in digits or as any fact token that reads it, with or without a space before it, then EOS: the
-    exact sum of all these routes.
+    exact sum of all these routes. Not for stories, nor where rows stand for something else.
     """
     renderer = Renderer(subject.tokenizer)
     cells = [(a, b, template) for a, b in TABLE for template in templates]
@@ -49,14 +50,24 @@ def table_scores(
     choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]
     scores = continuation_log_probs(subject.model, prompts, [choices] * len(prompts))
     masses = next_token_mass(subject.model, prompts, subject.layout.fact_ids)
-    routes = _fact_log_probs(subject, renderer, prompts)
+    routes = (
+        _fact_log_probs(subject, renderer, prompts) if _has_two_routes(subject, templates) else ()
+    )
     lines = []
-    for (a, b, template), score, mass, facts in zip(cells, scores, masses, routes, strict=True):
+    for number, (a, b, template) in enumerate(cells):
+        score, mass = scores[number], masses[number]
         right, total = score[PRODUCTS.index(a * b)], log_sum(score)
         line = {"a": a, "b": b, "template": template, "log_prob": right, "log_sum": total}
         line |= {"value": right - total, "fact_mass": mass}
-        lines.append(line | _both_routes(right, total, facts, a * b))
+        if routes:
+            line |= _both_routes(right, total, routes[number], a * b)
+        lines.append(line)
     return lines
+
+
+def _has_two_routes(subject: "LoadedCheckpoint", templates: Sequence[str]) -> bool:
+    """Return whether a product is scored as a fact token, too, and not in digits alone."""
+    return templates == TEMPLATES and (subject.treatment or FACT_TOKENS).rows_are_facts
 
 
 def _fact_log_probs(
