@@ -13,6 +13,7 @@ from .base import source_provenance as source_provenance
 from .checks import check_folder as check_folder
 from .fact_rows import begin_fact_rows as begin_fact_rows
 from .fact_rows import fact_rows_in_words as fact_rows_in_words
+from .folder import detach_from_file as detach_from_file
 from .folder import load_model as load_model
 from .folder import load_tokenizer as load_tokenizer
 from .folder import quiet_transformers as quiet_transformers
@@ -49,6 +50,7 @@ __all__ = [
     "check_parent",
     "checkpoint_hashes",
     "current_folder",
+    "detach_from_file",
     "evaluations",
     "extend_and_save",
     "fact_rows_in_words",

@@ -163,15 +163,17 @@ def load_model(folder: Path, *, dtype: "torch.dtype") -> "PreTrainedModel":
         model, info = loaded
     except Exception as error:  # safetensors raises its own class for a truncated file
         raise UserError(f"{folder}: the weights cannot be read: {short_error(error)}") from None
-    _own_memory(model)
     refuse_disagreement(model, info, folder)
     model.generation_config = _stopping(model, eos=_first_id(model, "eos_token_id"))
     fuse_activations(model)
     return model
 
 
-def _own_memory(model: "PreTrainedModel") -> None:
-    """Copy all weights out of the file: safetensors maps it, so that later writes to it show."""
+def detach_from_file(model: "PreTrainedModel") -> None:
+    """Copy out of its file what a loaded model still reads there, to the bit.
+
+    safetensors maps the file, so that whoever writes into it later would change the model.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 

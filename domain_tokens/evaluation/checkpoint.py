@@ -9,6 +9,7 @@ from domain_tokens.checkpoints import (
     VerifiedParent,
     architecture_of,
     check_parent,
+    detach_from_file,
     load_model,
     load_tokenizer,
     read_card,
@@ -71,9 +72,9 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
     treatment = treatment_in(folder)
-    model = load_model(folder, dtype=device.dtype)
+    model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
+    detach_from_file(model)  # what is not packed
     verified.refuse_changed_since()
-    model = prepack_(model.to(device.type))
     return LoadedCheckpoint(folder, model, tokenizer, layout, device, verified, treatment)
 
 

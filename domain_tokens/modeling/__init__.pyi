@@ -6,6 +6,10 @@ from .packed_attention import attend_within_documents as attend_within_documents
 from .packed_attention import cu_seqlens_of as cu_seqlens_of
 from .packed_attention import packed_tokens as packed_tokens
 from .patches import fuse_activations as fuse_activations
+from .patches import refuse_replaced as refuse_replaced
+from .patches import replace_forward as replace_forward
+from .patches import replaced_forward as replaced_forward
+from .patches import restore_forward as restore_forward
 from .patches import without_dropout as without_dropout
 from .patches import without_head as without_head
 
@@ -16,6 +20,10 @@ __all__ = [
     "cu_seqlens_of",
     "fuse_activations",
     "packed_tokens",
+    "refuse_replaced",
+    "replace_forward",
+    "replaced_forward",
+    "restore_forward",
     "summed_cross_entropy",
     "token_cross_entropy",
     "without_dropout",

@@ -1,6 +1,12 @@
-"""What we change in a transformers model: each a context manager or a function of its own."""
+"""What we change in a transformers model: each a context manager or a function of its own.
 
-from collections.abc import Generator
+Whoever lets a layer compute something else does so through `replace_forward`, which refuses a
+second one. So `without_head` and packed weights (inference/cpu) exclude each other, both of which
+take the output layer; packed tokens go with either. Dropout and activations are changed once and
+stay so.
+"""
+
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +14,36 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def replace_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> None:
+    """Let a layer compute something else until `restore_forward`.
+
+    Raises RuntimeError where another change of ours does so already: undoing one of the two would
+    undo the other, too.
+    """
+    refuse_replaced(module)
+    module.forward = forward
+
+
+def replaced_forward(module: torch.nn.Module) -> Callable[..., Any] | None:
+    """Return what a layer computes instead of its own forward pass, None where it is its own."""
+    return vars(module).get("forward")
+
+
+def refuse_replaced(module: torch.nn.Module) -> None:
+    """Raise RuntimeError where a layer computes something else already."""
+    other = replaced_forward(module)
+    if other is not None:
+        name = getattr(other, "__qualname__", type(other).__name__)
+        raise RuntimeError(
+            f"the forward pass of {module} is replaced already (by {name}); end that before"
+        )
+
+
+def restore_forward(module: torch.nn.Module) -> None:
+    """Let a layer compute what its class says."""
+    vars(module).pop("forward", None)
 
 
 def without_dropout(model: "PreTrainedModel") -> None:
@@ -36,17 +72,22 @@ def without_head(model: Any) -> Generator[torch.nn.Linear | None]:
     """Let the model return the hidden states that its output layer would get, as its logits.
 
     So the loss can be computed in chunks behind a wrapped (DDP) forward pass. Yields the layer, or
-    None where the architecture does more behind it; then nothing is changed.
+    None where the architecture does more behind it; then nothing is changed. Raises RuntimeError
+    within itself and where the layer is packed: neither is meant for a model that trains.
     """
     head = plain_head(model)
     if head is None:
         yield None
         return
-    head.forward = lambda hidden: hidden  # ty: ignore[invalid-assignment]
+    replace_forward(head, _unchanged)
     try:
         yield head
     finally:
-        del head.forward
+        restore_forward(head)
+
+
+def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
 
 
 def fuse_activations(model: "PreTrainedModel") -> None:

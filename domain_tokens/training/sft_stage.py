@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from domain_tokens.checkpoints import (
     VerifiedParent,
     check_parent,
+    detach_from_file,
     hashes_and_files,
     load_model,
     load_tokenizer,
@@ -145,6 +146,7 @@ def _load(stage: OpenStage) -> _Loaded:
     set_seed(settings.seed)
     tokenizer = load_tokenizer(parent)
     model = load_model(parent, dtype=torch.float32)
+    detach_from_file(model)
     stage.parent.refuse_changed_since()
     refuse_unfit_to_train(model, tokenizer, settings, parent)
     began = begin_fact_rows(model, tokenizer, parent, seed=settings.seed)

@@ -19,6 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from domain_tokens.inference.cpu.int8_argmax import Int8Argmax, int8_available
 from domain_tokens.inference.cpu.memory import WEIGHTS, drop_pages, trim_memory, untouched_mappings
+from domain_tokens.modeling import (
+    refuse_replaced,
+    replace_forward,
+    replaced_forward,
+    restore_forward,
+)
 
 # Layers of a module that read the same input; other classes' own code would call them one by one.
 FUSED_PROJECTIONS = {
@@ -33,7 +39,7 @@ def prepacked(model: torch.nn.Module) -> Generator[None]:
 
     Off an x86 CPU and in other types than float32 nothing happens. Meanwhile a layer's own weight
     is away, so that there is only one of it, unless another layer holds it, too. Where a model is
-    packed already it stays so.
+    packed already it stays so. Raises RuntimeError within `without_head`.
     """
     layers = _layers(model)
     with ExitStack() as stack:
@@ -53,6 +59,8 @@ def prepack_(model: PreTrainedModel) -> PreTrainedModel:
 def _pack(layers: "list[_Layer]") -> None:
     if not layers:
         return
+    for layer in layers:
+        layer.refuse_replaced()
     files = untouched_mappings(WEIGHTS)
     for layer in layers:
         layer.pack()
@@ -62,7 +70,7 @@ def _pack(layers: "list[_Layer]") -> None:
 
 def fused_linear(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
     """Return the layers' products of x side by side, in one operation where they are packed so."""
-    part = vars(layers[0]).get("forward")
+    part = replaced_forward(layers[0])
     if isinstance(part, _Part):
         return part.whole(x)
     return torch.cat([layer(x) for layer in layers], -1)
@@ -70,7 +78,7 @@ def fused_linear(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 
 def most_likely(output: Any, x: torch.Tensor) -> torch.Tensor:
     """Return the token of the largest logit, int64 [N], of an output layer's x [N, W]."""
-    own = vars(output).get("forward")
+    own = replaced_forward(output)
     if isinstance(own, _Output) and own.screens:
         return own.most_likely(x)
     return output(x).max(-1).indices  # three times as fast as argmax on a CPU
@@ -87,20 +95,32 @@ class _Layer:
         self._modules, self._shared = modules, shared
         self._packed: Any = None
 
+    def refuse_replaced(self) -> None:
+        """Raise RuntimeError where one of the layers computes something else already."""
+        for module in self._modules:
+            refuse_replaced(module)
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def pack(self) -> None:
         """Rearrange the weight and let the layers use it."""
+        plain = self.rearrange()
+        for module, weight, end in zip(self._modules, plain, accumulate(self._sizes), strict=True):
+            part = slice(end - len(weight), end)
+            replace_forward(module, self if len(plain) == 1 else _Part(self, part))
+            if not self._shared:
+                module.weight.data = weight.new_empty(0)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def rearrange(self) -> list[torch.Tensor]:
+        """Keep the weight in oneDNN's layout; return the layers' own, each [outputs, inputs]."""
         plain = [_plain(module) for module in self._modules]
         biases = [module.bias for module in self._modules if module.bias is not None]
         self._packed = torch.ops.mkldnn._reorder_linear_weight(_joined(plain))
         self._bias = _joined(biases) if biases else None
         self._sizes = [len(weight) for weight in plain]
-        for module, weight, end in zip(self._modules, plain, accumulate(self._sizes), strict=True):
-            part = slice(end - len(weight), end)
-            module.forward = self if len(plain) == 1 else _Part(self, part)
-            if not self._shared:
-                module.weight.data = weight.new_empty(0)
+        return plain
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the product."""
@@ -116,7 +136,8 @@ class _Layer:
                 transposed = isinstance(module, Conv1D)
                 module.weight.data = weight.t().contiguous() if transposed else weight.clone()
         for module in self._modules:
-            vars(module).pop("forward", None)
+            if isinstance(replaced_forward(module), _Layer | _Part):
+                restore_forward(module)
         self._packed = None
 
 
@@ -130,12 +151,12 @@ class _Output(_Layer):
 
     def pack(self) -> None:
         """Stand in for the layer."""
-        self._module.forward = self
+        replace_forward(self._module, self)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return all logits."""
         if self._packed is None:
-            super().pack()
+            self.rearrange()
             trim_memory()
         return super().__call__(x)
 
@@ -182,7 +203,7 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
         module: None
         for module in model.modules()
         if type(module) in (torch.nn.Linear, Conv1D)
-        and "forward" not in vars(module)
+        and not isinstance(replaced_forward(module), _Layer | _Part)
         and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32)
     }
     layers: list[_Layer] = []
