@@ -155,10 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     from domain_tokens.runs import (
         AnalysisPlan,
+        Comparison,
         code_identity,
         load_config,
         refuse_unwritable,
-        write_json,
+        write_record,
     )
 
     for path in (args.output_path, args.report):
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nreport: {args.report}")
     if args.output_path:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.output_path), report)
+        write_record(Path(args.output_path), Comparison, report)
         print(f"written to {args.output_path}")
     return 0
 

@@ -28,7 +28,6 @@ from domain_tokens.runs import (
     read_json,
     run_environment,
     sealed,
-    write_json,
 )
 from domain_tokens.vocabulary import extend_model, extend_tokenizer, gpt2_tokenizer, refuse_unfit
 
@@ -229,6 +228,8 @@ def finish_base(
 
     parent: path and weights of a base this one was made from. made: goes into card and results.
     """
+    from domain_tokens.runs import base_models, write_record
+
     work = workspace.work
     if parent is not None and made["fact_rows"] == KEPT:
         made = {**made, "fact_rows": rule_of_base(Path(parent["path"])) or KEPT}
@@ -246,6 +247,7 @@ def finish_base(
         "environment": run_environment("cpu", "float32"),
     }
     results = {"condition": condition, "source": source, "weights": card["weights"], **made}
-    write_json(work / CARD_NAME, sealed({**card, "results": results}))
-    write_json(work / workspace.results_name, sealed(results))
+    card_kind, results_kind = base_models(made)
+    write_record(work / CARD_NAME, card_kind, sealed({**card, "results": results}))
+    write_record(work / workspace.results_name, results_kind, sealed(results))
     workspace.complete()

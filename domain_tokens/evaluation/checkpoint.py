@@ -18,6 +18,7 @@ from domain_tokens.data import file_hashes
 from domain_tokens.errors import UserError
 from domain_tokens.inference import Response, prepack_
 from domain_tokens.runs import (
+    EVALUATION_CARDS,
     PACKAGE,
     GSM8KSection,
     choose_device,
@@ -25,6 +26,7 @@ from domain_tokens.runs import (
     code_identity,
     format_versions,
     init_distributed,
+    require_record,
     run_environment,
 )
 from domain_tokens.vocabulary import Layout, layout_of
@@ -89,7 +91,7 @@ def evaluation_card(
     """
     device, dtype = choose_device(subject.precision)
     training = read_card(subject.folder)
-    return {
+    card = {
         "stage": stage,
         "command": args.command,
         "condition": args.condition,
@@ -107,6 +109,8 @@ def evaluation_card(
         "code": code_identity(),
         "environment": run_environment(device, str(dtype).removeprefix("torch.")),
     }
+    require_record(EVALUATION_CARDS[stage], card, "card")
+    return card
 
 
 def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,13 @@
 from typing import Any, Literal
 
 from domain_tokens.runs.config import SFTConfig
-from domain_tokens.runs.results.bases import ExportMade, ExportReport, MadeFrom, MakeBaseResults
+from domain_tokens.runs.results.bases import (
+    BaseOutcome,
+    ExportMade,
+    ExportReport,
+    MadeFrom,
+    MakeBaseResults,
+)
 from domain_tokens.runs.results.parts import (
     Code,
     CodeTree,
@@ -17,6 +23,7 @@ from domain_tokens.runs.results.parts import (
 )
 from domain_tokens.runs.results.record import SHA256, Record, given, only, since
 from domain_tokens.runs.results.training import StageNumbers
+from domain_tokens.runs.run_card import CARD_NAME as CARD_NAME
 
 
 class ParentLink(Record):
@@ -131,9 +138,17 @@ class ExportCard(BaseCard, ExportMade):
 
 def card_model(card: dict[str, Any]) -> type[Card]:
     """Return the model of a checkpoint's run card."""
-    if card.get("stage") != "base":
-        return StageCard
-    return ExportCard if "checkpoint_sha256" in card else MakeBaseCard
+    return base_models(card)[0] if card.get("stage") == "base" else StageCard
+
+
+# Of a stage's card: what is not known before the last step.
+AFTER_TRAINING = ("weights", "tokenizer", "model", "files", "results", "seal")
+
+
+def base_models(made: dict[str, Any]) -> tuple[type[BaseCard], type[BaseOutcome]]:
+    """Return the models of a base's run card and results, from what either says."""
+    exported = "checkpoint_sha256" in made
+    return (ExportCard, ExportReport) if exported else (MakeBaseCard, MakeBaseResults)
 
 
 class StageMarker(StageIdentity):

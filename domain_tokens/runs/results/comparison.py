@@ -124,6 +124,16 @@ class EndpointEstimate(Record):
     detectable_limit: float = only(NOISE, "effect that no number of seeds goes below", UNIT)
 
 
+class Statement(Record):
+    """What may be said, or has to be known."""
+
+    about: str | None = given("endpoint, or evaluation and endpoint; null for a note")
+    words: str = given("as people read it")
+    verdicts: list[dict[str, Any]] = given(
+        "what it rests on: claim, delta, interval, margin, p, … of each endpoint"
+    )
+
+
 class Analysis(Record):
     """Estimates under the plan."""
 
@@ -135,6 +145,9 @@ class Analysis(Record):
     replicates_differ_in: list[str] = since("2026-11-26", "what the seeds decided")
     endpoints: list[EndpointEstimate] = given("estimates")
     verdicts: list[str] = given("what may be said of the primaries, and notes")
+    statements: list[Statement] = only(
+        "written by code that keeps verdicts as data", "the same as data and in words"
+    )
 
 
 class AllowedDifference(Record):
@@ -161,9 +174,8 @@ class Comparison(Record):
     verdicts: list[str] = given("what may be said, one sentence each")
     allowed_differences: list[AllowedDifference] = given("what was permitted to differ")
     code: Code = given("code that compared")
-    verdict_data: list[dict[str, Any]] = only(
-        "written by code that keeps verdicts as data",
-        "direction, claim, interval and margin of each verdict",
+    statements: list[Statement] = only(
+        "written by code that keeps verdicts as data", "every verdict as data and in words"
     )
     arms: list[dict[str, Any]] | dict[str, Any] = only(
         "arms were given by --arm", "the arms and their folders"

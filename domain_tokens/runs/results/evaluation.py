@@ -358,9 +358,15 @@ class EvaluationIdentity(Record):
 
 
 # Evaluation -> the model of its results, and of its lines by kind.
-RESULTS: dict[str, type[Results]] = {"gsm8k": GSM8KResults, "arithmetic": ArithmeticResults}
-CARDS: dict[str, type[EvaluationCard]] = {"gsm8k": GSM8KCard, "arithmetic": ArithmeticCard}
-LINES: dict[str, dict[str, type[Record]]] = {
+EVALUATION_RESULTS: dict[str, type[Results]] = {
+    "gsm8k": GSM8KResults,
+    "arithmetic": ArithmeticResults,
+}
+EVALUATION_CARDS: dict[str, type[EvaluationCard]] = {
+    "gsm8k": GSM8KCard,
+    "arithmetic": ArithmeticCard,
+}
+EVALUATION_LINES: dict[str, dict[str, type[Record]]] = {
     "gsm8k": {"items": GSM8KItem, "rationales": GSM8KRationales},
     "arithmetic": {"items": ArithmeticItem, "scores": ArithmeticScore},
 }
