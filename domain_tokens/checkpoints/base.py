@@ -1,6 +1,7 @@
 """How a base checkpoint is made: its source loaded, extended, saved, proved, its results last."""
 
 import copy
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from domain_tokens.checkpoints.fact_rows import DRAWN, KEPT, rule_of_base
 from domain_tokens.checkpoints.folder import (
     load_model,
     load_tokenizer,
-    prove_savable,
     refuse_empty_tokenizer,
+    refuse_unsavable,
     save_checkpoint,
 )
 from domain_tokens.checkpoints.hashes import hashes_and_files
@@ -141,7 +142,8 @@ def refuse_unusable(model: Any, tokenizer: Any) -> None:
         refuse_unfit(rows, layout, trial)
     except ValueError as error:
         raise UserError(str(error)) from None
-    prove_savable(model, trial)
+    with tempfile.TemporaryDirectory() as place:
+        refuse_unsavable(model, trial, Path(place))
 
 
 def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: int) -> dict:

@@ -370,3 +370,5 @@ EVALUATION_LINES: dict[str, dict[str, type[Record]]] = {
     "gsm8k": {"items": GSM8KItem, "rationales": GSM8KRationales},
     "arithmetic": {"items": ArithmeticItem, "scores": ArithmeticScore},
 }
+# Models that are config sections with more keys.
+CONFIGURED = (GSM8KDecode, ProbeDecode)

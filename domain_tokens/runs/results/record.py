@@ -37,10 +37,10 @@ def given(text: str, unit: str = "") -> Any:
     return Field(description=text, json_schema_extra={"unit": unit})
 
 
-def since(date: str, text: str, unit: str = "", *, absent: str = "not recorded") -> Any:
+def since(date: str, text: str, unit: str = "", *, absent: str = "") -> Any:
     """Return a key that is always written now; files from before that date lack it.
 
-    absent: what it means that a file lacks it.
+    absent: what it means that a file lacks it, if more than that it was not recorded.
     """
     extra = {"unit": unit, "since": date, "absent": absent}
     return Field(default=None, description=text, json_schema_extra=extra)  # ty: ignore
