@@ -42,7 +42,8 @@ class Row:
     """One run: when it ended (or was last written to), what it is, and what it found.
 
     treatment, half: how facts were written and which of them; None where none was. state: finished,
-    unfinished, or "other code": finished by code that is not this checkout's.
+    unfinished, or "other code": finished by code that is not this checkout's. notes: keys of its
+    results that are missing, of another kind or not known here.
     """
 
     when: str
@@ -55,6 +56,7 @@ class Row:
     numbers: dict[str, float | None] = field(default_factory=dict)
     treatment: str | None = None
     half: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def rows(root: Path) -> list[Row]:
@@ -95,6 +97,7 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
             state=_state(folder, own, tree),
             numbers={key: metrics.get(key) for key in keys},
             **_treated(own),
+            notes=_notes(path, results),
         )
     yield from _unfinished(folder, name)
 
@@ -123,6 +126,18 @@ def _unfinished(folder: Path, name: str) -> Iterator[Row]:
         stage = f"eval {kind}"
         answered: dict[str, float | None] = {"answered": done}
         yield Row(_when(partial), name, stage, None, None, None, "unfinished", answered)
+
+
+def _notes(path: Path, results: dict[str, Any]) -> list[str]:
+    from domain_tokens.runs import check_record, file_model
+
+    kind = file_model(path.name, results)
+    assert kind is not None, path.name  # of STAGES
+    try:
+        notice = check_record(path, kind, results)
+    except UserError as error:
+        return [str(error)]
+    return [notice] if notice else []
 
 
 def _state(folder: Path, card: dict[str, Any], tree: str) -> str:
@@ -201,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
         )
     print(*progress, sep="\n", end="\n" if progress else "")
+    for note in (note for row in found for note in row.notes):
+        print(f"note: {note}")
     return 0
 
 

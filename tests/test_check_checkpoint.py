@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from domain_tokens.checkpoints.hashes import (
     DECISIVE_FILES,
     checkpoint_hashes,
-    model_hash,
     weights_hash,
 )
 from domain_tokens.errors import UserError
@@ -145,9 +144,9 @@ def test_a_folder_keeps_its_hashes_wherever_it_lies(checkpoint, tmp_path):
 @pytest.mark.parametrize("name", [*DECISIVE_FILES, "pytorch_model.bin.index.json"])
 def test_every_file_that_decides_is_in_the_hash(checkpoint, name):
     (checkpoint / name).touch()
-    one = model_hash(checkpoint)
+    one = checkpoint_hashes(checkpoint)["model"]
     (checkpoint / name).write_text("other")
-    assert model_hash(checkpoint) != one
+    assert checkpoint_hashes(checkpoint)["model"] != one
 
 
 def test_a_base_of_bin_files_is_known_by_them(checkpoint, tmp_path, capsys):
@@ -170,7 +169,7 @@ def test_a_base_of_bin_files_is_known_by_them(checkpoint, tmp_path, capsys):
 
 def test_a_folder_without_weights_has_no_hash(checkpoint):
     (checkpoint / "model.safetensors").unlink()
-    for function in (weights_hash, model_hash, checkpoint_hashes):
+    for function in (weights_hash, checkpoint_hashes):
         with pytest.raises(UserError, match="holds no weights"):
             function(checkpoint)
 

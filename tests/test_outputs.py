@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from domain_tokens.evaluation.responses import Answers
 from domain_tokens.inference import Response
 from domain_tokens.runs.files import write_json
 from domain_tokens.runs.output_folder import UNFINISHED_MARKER, open_workspace, release_locks
+from domain_tokens.runs.results.evaluation import EVALUATION_LINES, EVALUATION_RESULTS
+from domain_tokens.runs.results.record import Record
 from domain_tokens.runs.run_card import CARD_NAME
 from tests.conftest import tree
 
@@ -172,6 +175,29 @@ def test_what_another_process_began_meanwhile_is_not_removed(tmp_path):
     release_locks()
 
 
+class Line(Record):
+    """An item in miniature."""
+
+    id: str
+    word: str
+
+
+class Results(Record):
+    """Results in miniature."""
+
+    word: Any
+    card: dict[str, Any]
+    items: dict[str, Any]
+    seal: str
+
+
+@pytest.fixture(autouse=True)
+def small_records(monkeypatch):
+    """What a folder allows does not depend on what is written there."""
+    monkeypatch.setitem(EVALUATION_LINES, "gsm8k", {"items": Line})
+    monkeypatch.setitem(EVALUATION_RESULTS, "gsm8k", Results)
+
+
 CARD = {"stage": "gsm8k", "condition": "baseline", "decode": {"max_new_tokens": 6}}
 
 
@@ -299,7 +325,7 @@ def test_results_that_cannot_be_written_keep_the_old_ones(tmp_path):
     output = answers(folder, overwrite=True)
     output.begin()
     with pytest.raises(UserError, match="not a finite number"):
-        output.finish([{"id": "q1", "word": "new"}], {"word": float("nan")}, more={})
+        output.finish([{"id": "q1", "word": "new"}], {"word": float("nan"), "card": CARD}, more={})
     release_locks()
     assert whole(folder) == "old"
 

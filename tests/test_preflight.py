@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
-from domain_tokens.checkpoints.folder import save_checkpoint
+from domain_tokens.checkpoints.folder import _WithoutWeights, refuse_unsavable, save_checkpoint
 from domain_tokens.checkpoints.hashes import weights_hash
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
@@ -24,10 +24,8 @@ from domain_tokens.runs.output_folder import Workspace
 from domain_tokens.training.loss import evaluate_loss
 from domain_tokens.training.preflight import (
     TOKENIZER,
-    _WithoutWeights,
     learning_rates,
     refuse_unfit_to_train,
-    refuse_unsavable,
     refuse_without_room,
 )
 from domain_tokens.vocabulary import gpt2_tokenizer, layout_of

@@ -18,6 +18,7 @@ from .folder import load_model as load_model
 from .folder import load_tokenizer as load_tokenizer
 from .folder import quiet_transformers as quiet_transformers
 from .folder import read_card as read_card
+from .folder import refuse_unsavable as refuse_unsavable
 from .folder import require_extended as require_extended
 from .folder import save_checkpoint as save_checkpoint
 from .folder import verify_folder as verify_folder
@@ -72,6 +73,7 @@ __all__ = [
     "read_card",
     "refuse_changed_source",
     "refuse_other_init",
+    "refuse_unsavable",
     "refuse_unusable",
     "require_extended",
     "resolve_source",

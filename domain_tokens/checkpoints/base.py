@@ -1,6 +1,7 @@
 """How a base checkpoint is made: its source loaded, extended, saved, proved, its results last."""
 
 import copy
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from domain_tokens.checkpoints.fact_rows import KEPT, RULES, rule_of_base
 from domain_tokens.checkpoints.folder import (
     load_model,
     load_tokenizer,
-    prove_savable,
     refuse_empty_tokenizer,
+    refuse_unsavable,
     save_checkpoint,
 )
 from domain_tokens.checkpoints.hashes import hashes_and_files
@@ -29,7 +30,6 @@ from domain_tokens.runs import (
     read_json,
     run_environment,
     sealed,
-    write_json,
 )
 from domain_tokens.vocabulary import (
     FACTS,
@@ -155,7 +155,8 @@ def refuse_unusable(model: Any, tokenizer: Any) -> None:
         refuse_unfit(rows, layout, trial)
     except ValueError as error:
         raise UserError(str(error)) from None
-    prove_savable(model, trial)
+    with tempfile.TemporaryDirectory() as place:
+        refuse_unsavable(model, trial, Path(place))
 
 
 def refuse_other_init(tokenizer: Any, source: Path | None, init: FactInit) -> None:
@@ -285,6 +286,8 @@ def finish_base(
 
     parent: path and weights of a base this one was made from. made: goes into card and results.
     """
+    from domain_tokens.runs import base_models, write_record
+
     work = workspace.work
     if parent is not None and made["fact_rows"] == KEPT:
         made = {**made, "fact_rows": rule_of_base(Path(parent["path"])) or KEPT}
@@ -302,6 +305,7 @@ def finish_base(
         "environment": run_environment("cpu", "float32"),
     }
     results = {"condition": condition, "source": source, "weights": card["weights"], **made}
-    write_json(work / CARD_NAME, sealed({**card, "results": results}))
-    write_json(work / workspace.results_name, sealed(results))
+    card_kind, results_kind = base_models(made)
+    write_record(work / CARD_NAME, card_kind, sealed({**card, "results": results}))
+    write_record(work / workspace.results_name, results_kind, sealed(results))
     workspace.complete()

@@ -1,8 +1,6 @@
 """Load, save and verify a checkpoint folder in Hugging Face format."""
 
-import copy
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,20 +217,49 @@ def save_checkpoint(
             os.chmod(path, 0o666 & ~umask())
 
 
-def prove_savable(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise UserError where `save` could not write the configs; weights are not tried.
+def refuse_unsavable(model: Any, tokenizer: Any, place: Path) -> None:
+    """Raise UserError where a model could be trained but not saved: all but the weights is.
 
-    Called before training: what fails at the end loses the run. The model is left as it is.
+    Called before training: what fails at the end loses the run. The model is left as it is. A
+    generation config with sampling flags was once refused by the library after the last step.
     """
-    config = copy.deepcopy(model.config)
-    _settle(config, tokenizer)
+    before = {name: getattr(model.config, name, None) for name in ("use_cache", "eos_token_id")}
+    generation = model.generation_config
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            config.save_pretrained(folder)
-            _stopping(model, eos=tokenizer.eos_token_id).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        save_checkpoint(_WithoutWeights(model), tokenizer, place)  # ty: ignore[invalid-argument-type]
+    except OSError:  # a full disk is no fault of the checkpoint
+        raise
     except Exception as error:  # whatever a library refuses now it would refuse after training
-        raise UserError(f"the model's configs cannot be saved: {short_error(error)}") from None
+        raise UserError(
+            f"this checkpoint could not be saved after training ({_in_one_line(error)}); correct "
+            "its config files (generation_config.json, config.json, tokenizer), or make the base "
+            "again"
+        ) from None
+    finally:
+        for name, value in before.items():
+            setattr(model.config, name, value)
+        model.generation_config = generation
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST_ERROR]
+
+
+class _WithoutWeights:
+    """A model for `save_checkpoint`, of which only the configs are written."""
+
+    def __init__(self, model: Any):
+        self.__dict__["_model"] = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
+
+    def save_pretrained(self, folder: Path, **options: Any) -> None:
+        """Save as the model would, an empty file in place of the weights."""
+        self._model.save_pretrained(folder, **{**options, "state_dict": {}})
 
 
 def _settle(config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:

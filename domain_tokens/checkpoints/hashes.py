@@ -76,11 +76,6 @@ def tokenizer_hash(folder: Path) -> str:
     return hash_files([folder / TOKENIZER])
 
 
-def model_hash(folder: Path) -> str:
-    """Return the SHA-256 of all that decides logits and decoding; UserError without weights."""
-    return checkpoint_hashes(folder)["model"]
-
-
 def architecture_of(folder: Path) -> dict[str, Any]:
     """Return what config.json says of the model, without what differs between equal models."""
     config = read_json(folder / "config.json")

@@ -18,7 +18,19 @@ from domain_tokens.checkpoints.hashes import (
 )
 from domain_tokens.checkpoints.parent import ancestors_of
 from domain_tokens.errors import UserError
-from domain_tokens.runs import CARD_NAME, SEAL, format_versions, hash_files, read_lines, read_sealed
+from domain_tokens.runs import (
+    CARD_NAME,
+    EVALUATION_RESULTS,
+    SEAL,
+    StageResults,
+    TrainLogLine,
+    card_model,
+    check_records,
+    format_versions,
+    hash_files,
+    read_lines,
+    read_sealed,
+)
 from domain_tokens.treatments import record_in, treatment_from
 
 # Versions of the rules that finished folders may have been made under.
@@ -50,8 +62,11 @@ def verify_evaluation(results: Path) -> str:
 
 
 def _verify_evaluation(results: Path) -> str:
-    card = read_sealed(results)["card"]
-    older = _older_formats(results, card)
+    tree = read_sealed(results)
+    name = results.name.removesuffix("_results.json")
+    notice = _known(results, EVALUATION_RESULTS[name], [tree])
+    card = tree["card"]
+    older = _older_formats(results, card) + notice
     _refuse_changed_files(results, card.get("sources") or {})
     folder = current_folder(Path(card["model_path"]), beside=results.parent)
     if not folder.is_dir():
@@ -79,6 +94,18 @@ def _as_written(file: Path) -> Generator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"{type(error).__name__}: {error}"
         raise BrokenLinkError(f"{file} is not as this project writes it ({what})") from None
+
+
+def _known(file: Path, kind: type[Any], trees: list[Any]) -> str:
+    """Return in words which keys of a file this code does not know, "" for none.
+
+    Raises BrokenLinkError for a key that is missing or of another kind.
+    """
+    try:
+        notice = check_records(file, kind, trees)
+    except UserError as error:
+        raise BrokenLinkError(str(error)) from None
+    return f" ({notice})" if notice else ""
 
 
 def _links(folder: Path) -> Iterator[str]:
@@ -120,12 +147,15 @@ def _verify_link(folder: Path, card: dict[str, Any]) -> str:
         _refuse_other_results(folder, card)
     except UserError as error:
         raise BrokenLinkError(str(error)) from None
+    notice = _known(folder / CARD_NAME, card_model(card), [card])
     if card["stage"] not in RESULTS:
-        return ""
+        return notice
     _refuse_unsound_treatment(folder, card)
-    older = _older_formats(folder, card)
+    older = _older_formats(folder, card) + notice
     _refuse_changed_files(folder, card.get("sources") or {})
-    results = read_sealed(folder / RESULTS[card["stage"]])
+    path = folder / RESULTS[card["stage"]]
+    results = read_sealed(path)
+    older += _known(path, StageResults, [results])
     for name, other in (("results", results["config"]), ("identity", card["identity"]["config"])):
         _refuse_difference(folder, card["config"], other, name)
     return older
@@ -156,6 +186,7 @@ def _refuse_other_loss(folder: Path, results: dict[str, Any]) -> None:
     if "train_loss" not in trained or not log.is_file():
         return
     lines = read_lines(log)
+    _known(log, TrainLogLine, lines)
     ends = [0, *(line["step"] for line in lines)]
     steps = [after - before for before, after in pairwise(ends)]
     mean = sum(s * line["loss"] for s, line in zip(steps, lines, strict=True)) / ends[-1]

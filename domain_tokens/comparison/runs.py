@@ -1,6 +1,5 @@
 """Evaluation folders: loaded, verified, paired, and told apart by their lineage."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,15 @@ from typing import Any
 
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation import OlderError, verify_results
-from domain_tokens.runs import hash_files, read_sealed
+from domain_tokens.runs import (
+    EVALUATION_LINES,
+    EVALUATION_RESULTS,
+    check_record,
+    check_records,
+    hash_files,
+    read_lines,
+    read_sealed,
+)
 
 ARMS = ("baseline", "mul_tokens")
 # Evaluation -> (accuracy's name in the metrics, verdict's name in an item); the first is tested
@@ -151,14 +158,10 @@ def endpoints_of(items: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[s
 def _load_evaluation(folder: Path, name: str) -> Evaluation:
     results, path = folder / f"{name}_results.json", folder / f"{name}_items.jsonl"
     tree = read_sealed(results)
-    try:
-        metrics, card = tree["metrics"], tree["card"]
-        missing = [k for k in ("condition", "weights", "training", "seed") if k not in card]
-    except (KeyError, TypeError):
-        missing = ["metrics and card"]
-    if missing:
-        raise UserError(f"{results} has no {missing[0]}; evaluate that checkpoint again")
+    notices = [check_record(results, EVALUATION_RESULTS[name], tree)]
+    metrics, card = tree["metrics"], tree["card"]
     items = _read_items(path)
+    notices += [check_records(path, EVALUATION_LINES[name]["items"], items.values())]
     for endpoint, verdict, ids in endpoints_of(list(items.values()), name):
         counted = sum(items[i][verdict] for i in ids) / len(ids)
         claimed = _claimed(metrics, endpoint)
@@ -167,14 +170,15 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
                 f"{results} says {endpoint} {claimed}, its items say {counted}; they are not of "
                 "one run: evaluate again"
             )
-    notices = _verify(results, tree, list(items.values()))
-    return Evaluation(results, metrics, card, items, hash_files([results, path]), notices)
+    notices += _verify(results, tree, list(items.values()))
+    told = tuple(notice for notice in notices if notice)
+    return Evaluation(results, metrics, card, items, hash_files([results, path]), told)
 
 
 def _verify(results: Path, tree: dict[str, Any], items: Sequence[dict[str, Any]]) -> tuple:
     """Check results against all their lines; return what there is to say of an older version."""
     try:
-        verify_results(results, tree, items)
+        return tuple(verify_results(results, tree, items))
     except OlderError as older:
         return (str(older),)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -182,7 +186,6 @@ def _verify(results: Path, tree: dict[str, Any], items: Sequence[dict[str, Any]]
             f"{results}: not as an evaluation writes it ({type(error).__name__}: {error}); "
             "evaluate that checkpoint again"
         ) from None
-    return ()
 
 
 def _claimed(metrics: dict[str, Any], endpoint: str) -> float | None:
@@ -193,25 +196,12 @@ def _claimed(metrics: dict[str, Any], endpoint: str) -> float | None:
 
 
 def _read_items(path: Path) -> dict[str, dict[str, Any]]:
-    name = path.name.removesuffix("_items.jsonl")
-    wanted = {"id", "prompt_hash", "gold", *(verdict for _, verdict in ACCURACIES[name])}
-    if name == "arithmetic":
-        wanted.add("category")
+    if not path.is_file():
+        raise UserError(f"{path} not found; evaluate that checkpoint again")
     items: dict[str, dict[str, Any]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; evaluate that checkpoint again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            item = json.loads(line)
-            missing = sorted(wanted - item.keys())
-        except (ValueError, AttributeError):
-            raise UserError(f"{path} line {number} is not a JSON object; evaluate again") from None
-        if missing:
-            raise UserError(f"{path} line {number} has no {missing[0]}; evaluate again")
+    for number, item in enumerate(read_lines(path), start=1):
+        if "id" not in item:
+            raise UserError(f"{path} line {number} has no id; evaluate again")
         if item["id"] in items:
             raise UserError(f"{path} has item {item['id']} twice; evaluate again")
         items[item["id"]] = item

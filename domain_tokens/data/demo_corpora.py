@@ -32,7 +32,7 @@ from domain_tokens.data.demo_problems import (
 )
 from domain_tokens.data.demo_words import Amount
 from domain_tokens.errors import UserError
-from domain_tokens.runs import read_json, write_json, write_text
+from domain_tokens.runs import Manifest, read_json, write_record, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -289,7 +289,7 @@ def write_demo_corpora(folder: Path, *, seed: int) -> bool:
         lines = (json.dumps(row, ensure_ascii=False) for row in content)
         write_text(work / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
     train_tokenizer(texts, VOCABULARY).save_pretrained(work / "tokenizer")
-    write_json(work / MANIFEST, manifest)
+    write_record(work / MANIFEST, Manifest, manifest)
     work.rename(folder)
     return True
 

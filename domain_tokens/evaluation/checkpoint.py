@@ -19,6 +19,7 @@ from domain_tokens.errors import UserError
 from domain_tokens.evaluation.attribution import ATTRIBUTION_VERSION
 from domain_tokens.inference import prepack_
 from domain_tokens.runs import (
+    EVALUATION_CARDS,
     PACKAGE,
     DataSection,
     Device,
@@ -29,6 +30,7 @@ from domain_tokens.runs import (
     code_identity,
     format_versions,
     init_distributed,
+    require_record,
     run_environment,
 )
 from domain_tokens.treatments import Treatment, record_in, refuse_other_treatment, treatment_of
@@ -128,7 +130,7 @@ def evaluation_card(
     assert subject.device is not None
     assert subject.verified is not None
     (device, dtype), training = subject.device, subject.verified.card
-    return {
+    card = {
         "stage": stage,
         "command": run.command,
         "condition": run.condition,
@@ -146,6 +148,8 @@ def evaluation_card(
         "code": code_identity(),
         "environment": run_environment(device, str(dtype).removeprefix("torch.")),
     }
+    require_record(EVALUATION_CARDS[stage], card, "card")
+    return card
 
 
 def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from domain_tokens.inference import (
     generate,
 )
 from domain_tokens.runs import (
+    EVALUATION_LINES,
+    EVALUATION_RESULTS,
     Found,
     GSM8KSection,
     ProbeSection,
@@ -41,9 +43,10 @@ from domain_tokens.runs import (
     read_sealed,
     refuse_changed,
     refuse_file,
+    require_record,
     sealed,
     share_of,
-    write_json,
+    write_record,
     write_text,
 )
 
@@ -223,12 +226,15 @@ class Answers:
             return
         paths, bound = [], {}
         for kind, lines in {"items": items, **more}.items():
+            for line in lines:
+                require_record(EVALUATION_LINES[self._name][kind], line, f"{self._name} {kind}")
             paths.append(lines_file(self.folder, self._name, kind))
             text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
             write_text(_whole(paths[-1]), text)
             sha256 = file_digest(_whole(paths[-1]))
             bound[kind] = {"file": paths[-1].name, "sha256": sha256, "count": len(lines)}
-        write_json(_whole(self.results), sealed({**results, **bound}))
+        whole = sealed({**results, **bound})
+        write_record(_whole(self.results), EVALUATION_RESULTS[self._name], whole)
         old = [self.results, *(lines_file(self.folder, self._name, k) for k in LINES[self._name])]
         for path in old:  # killed from here on, --resume has all responses
             path.unlink(missing_ok=True)

@@ -46,8 +46,10 @@ from domain_tokens.evaluation.stories import STORIES
 from domain_tokens.inference import Constraints, Response
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs import (
+    EVALUATION_LINES,
     SEAL,
     ProbeSection,
+    check_records,
     check_seal,
     file_digest,
     format_versions,
@@ -78,11 +80,12 @@ def bound_lines(results: Path, tree: dict[str, Any], kind: str) -> list[Item]:
     return lines
 
 
-def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -> None:
+def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -> list[str]:
     """Recompute all that an evaluation says from its lines, at load: no tokenizer, no data.
 
-    Raises UserError at the first key that does not follow, OlderError for results of a version that
-    did not bind them.
+    Returns notices of keys that this code does not know in other lines than the items. Raises
+    UserError at the first key that does not follow, OlderError for results of a version that did
+    not bind them.
     """
     name = results.name.removesuffix("_results.json")
     if "items" not in tree:
@@ -99,6 +102,10 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
         if kind == "scores" or (kind == "rationales" and card["decode"]["rationales"])
     }
     bound_lines(results, tree, "items")
+    notices = [
+        check_records(lines_file(results.parent, name, kind), EVALUATION_LINES[name][kind], lines)
+        for kind, lines in others.items()
+    ]
     _verify_card(results, tree)
     _verify_items(results, name, items, card)
     if name == "gsm8k":
@@ -114,6 +121,7 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
     again |= decoding_speed(items, claimed["seconds"])
     again |= {"condition": card["condition"], "model_path": claimed["model_path"]}
     _refuse_difference(again, claimed, f"{results}: metrics", "its items say")
+    return notices
 
 
 def _verify_card(results: Path, tree: dict[str, Any]) -> None:

@@ -76,6 +76,24 @@ from .preflight import refuse_full_disk as refuse_full_disk
 from .preflight import refuse_not_json as refuse_not_json
 from .preflight import refuse_unwritable as refuse_unwritable
 from .preflight import trial_folder as trial_folder
+from .results.bases import Manifest as Manifest
+from .results.card import AFTER_TRAINING as AFTER_TRAINING
+from .results.card import StageCard as StageCard
+from .results.card import base_models as base_models
+from .results.card import card_model as card_model
+from .results.comparison import Comparison as Comparison
+from .results.evaluation import EVALUATION_CARDS as EVALUATION_CARDS
+from .results.evaluation import EVALUATION_LINES as EVALUATION_LINES
+from .results.evaluation import EVALUATION_RESULTS as EVALUATION_RESULTS
+from .results.files import file_model as file_model
+from .results.record import check_record as check_record
+from .results.record import check_records as check_records
+from .results.record import require_record as require_record
+from .results.record import write_record as write_record
+from .results.training import MEASURED as MEASURED
+from .results.training import Decontaminated as Decontaminated
+from .results.training import StageResults as StageResults
+from .results.training import TrainLogLine as TrainLogLine
 from .run_card import CARD_NAME as CARD_NAME
 from .run_card import code_identity as code_identity
 from .run_card import format_versions as format_versions
@@ -84,9 +102,14 @@ from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
 
 __all__ = [
+    "AFTER_TRAINING",
     "CARD_NAME",
     "CONDITIONS",
     "COUNT",
+    "EVALUATION_CARDS",
+    "EVALUATION_LINES",
+    "EVALUATION_RESULTS",
+    "MEASURED",
     "PACKAGE",
     "ROOT",
     "SEAL",
@@ -95,12 +118,15 @@ __all__ = [
     "AnalysisPlan",
     "ArmName",
     "ArmsPlan",
+    "Comparison",
     "ContrastSection",
     "DataSection",
+    "Decontaminated",
     "Device",
     "Found",
     "GSM8KEvalConfig",
     "GSM8KSection",
+    "Manifest",
     "ModelSection",
     "Number",
     "Parser",
@@ -109,9 +135,12 @@ __all__ = [
     "ProbeSection",
     "Rationale",
     "SFTConfig",
+    "StageCard",
+    "StageResults",
     "State",
     "Step",
     "TrackingSection",
+    "TrainLogLine",
     "TrainedRows",
     "TrainingSection",
     "Workspace",
@@ -121,12 +150,17 @@ __all__ = [
     "add_output_arguments",
     "as_written_today",
     "barrier",
+    "base_models",
+    "card_model",
+    "check_record",
+    "check_records",
     "check_seal",
     "choose_device",
     "code_hash",
     "code_identity",
     "decide",
     "file_digest",
+    "file_model",
     "format_versions",
     "gather_dict",
     "hash_digests",
@@ -157,6 +191,7 @@ __all__ = [
     "refuse_full_disk",
     "refuse_not_json",
     "refuse_unwritable",
+    "require_record",
     "run_environment",
     "run_script",
     "sealed",
@@ -167,5 +202,6 @@ __all__ = [
     "with_later_keys",
     "world_size",
     "write_json",
+    "write_record",
     "write_text",
 ]

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from domain_tokens.runs import TrainLogLine, require_record
 from domain_tokens.training.step_plan import StepPlan
 
 
@@ -90,6 +91,7 @@ class TrainLog(TrainerCallback):
         }
         self._last_step, self._last_time = state.global_step, now
         if self._is_writer:
+            require_record(TrainLogLine, line, self._path.name)
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self._show(line)

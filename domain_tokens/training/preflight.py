@@ -3,11 +3,11 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from domain_tokens.checkpoints import require_extended, save_checkpoint
+from domain_tokens.checkpoints import refuse_unsavable, require_extended
 from domain_tokens.errors import FailedError, UserError
 from domain_tokens.runs import (
     TrainingSection,
@@ -135,35 +135,3 @@ def refuse_without_room(
             workspace.work, most - there, "the weights, and them again with AdamW's state"
         )
         refuse_unsavable(model, tokenizer, Path(place))
-
-
-def refuse_unsavable(model: Any, tokenizer: Any, place: Path) -> None:
-    """Raise UserError where a checkpoint could be trained but not saved: all but the weights is.
-
-    A generation config with sampling flags was once refused by the library after the last step.
-    """
-    try:
-        save_checkpoint(_WithoutWeights(model), tokenizer, place)  # ty: ignore[invalid-argument-type]
-    except (ValueError, TypeError, AttributeError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"this checkpoint could not be saved after training ({words}); correct its config "
-            "files (generation_config.json, config.json, tokenizer), or make the base again"
-        ) from None
-
-
-class _WithoutWeights:
-    """A model for `checkpoints.save`, of which only the configs are written."""
-
-    def __init__(self, model: Any):
-        self.__dict__["_model"] = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._model, name, value)
-
-    def save_pretrained(self, folder: Path, **options: Any) -> None:
-        """Save as the model would, an empty file in place of the weights."""
-        self._model.save_pretrained(folder, **{**options, "state_dict": {}})

@@ -10,7 +10,6 @@ from domain_tokens.checkpoints import (
     VerifiedParent,
     check_parent,
     detach_from_file,
-    hashes_and_files,
     load_model,
     load_tokenizer,
     save_checkpoint,
@@ -18,7 +17,6 @@ from domain_tokens.checkpoints import (
 from domain_tokens.data import digest_of_ids
 from domain_tokens.errors import UserError
 from domain_tokens.runs import (
-    CARD_NAME,
     PACKAGE,
     Device,
     Workspace,
@@ -30,9 +28,7 @@ from domain_tokens.runs import (
     open_workspace,
     peak_flops,
     run_environment,
-    sealed,
     world_size,
-    write_json,
 )
 from domain_tokens.training.stage_data import _validation_drops, prepare_stage, source_files
 from domain_tokens.training.stage_run import StageRun
@@ -170,6 +166,7 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
     from domain_tokens.runs import refuse_not_json, shown_example
     from domain_tokens.training.dry_run import dry_run_estimate
     from domain_tokens.training.preflight import refuse_without_room, refuse_zero_rates
+    from domain_tokens.training.stage_files import finish_stage, planned
 
     loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
     model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
@@ -186,11 +183,11 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
         replaces = len(plan.steps) > settings.save_steps
         refuse_without_room(model, tokenizer, workspace, replaces=replaces)
         refuse_not_json(workspace.final, {"card": card, "results": results})
-        workspace.begin(_planned(card, results), commit=card["code"]["commit"])
+        workspace.begin(planned(card, results), commit=card["code"]["commit"])
     results |= _trained(stage, loaded)
     if is_main_process():
         save_checkpoint(model, tokenizer, workspace.work)
-        _finish(workspace, data, card, results)
+        finish_stage(workspace, data.account, card, results)
     return results
 
 
@@ -340,24 +337,3 @@ def _card(stage: OpenStage, loaded: _Loaded, results: dict[str, Any]) -> dict[st
         "code": code_identity(),
         "environment": run_environment(device, str(dtype).removeprefix("torch.")),
     }
-
-
-def _planned(card: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """Return what a resumed leg has to find again: the examples, and what computes."""
-    computes = {key: card["environment"][key] for key in ("device_type", "dtype")}
-    names = ("order_digest", "optimizer_steps", "tokens", "supervised_tokens", "injected_tokens")
-    return {**{name: results[name] for name in names}, **computes, "data": card["data"]}
-
-
-def _finish(
-    workspace: Workspace, data: "Prepared", card: dict[str, Any], results: dict[str, Any]
-) -> None:
-    work = workspace.work
-    if data.account.listed_drops:
-        listed = {"dropped": data.account.listed_drops}
-        write_json(work / "decontaminated.json", sealed(listed))
-    told = {key: value for key, value in results.items() if key != "config"}
-    whole = {**card, **hashes_and_files(work), "results": told}
-    write_json(work / CARD_NAME, sealed(whole))
-    write_json(work / workspace.results_name, sealed(results))
-    workspace.complete()
