@@ -52,6 +52,7 @@ class CudaGraphRunner:
         self._slots, self._positions = slots, positions
         self._record = _Graphs()
         self._passes: dict[tuple[int, int, int], tuple[torch.Tensor, Recording]] = {}
+        self._kept: list[torch.Tensor] = []  # a replay reads the memory of these
 
     def __call__(self, tokens: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
         """Return the hidden states [N, W] of tokens, 1 to MAX_DRAFT_TOKENS + 1 of each slot 0, 1, …
@@ -86,6 +87,7 @@ class CudaGraphRunner:
         slot = torch.arange(slots, device=device).repeat_interleave(max_tokens)
         offset = torch.arange(max_tokens, device=device).repeat(slots)
         seen = torch.arange(width, device=device)
+        self._kept += [slot, offset, seen]
 
         def body() -> torch.Tensor:
             ids, positions = given

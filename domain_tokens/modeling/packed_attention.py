@@ -85,6 +85,8 @@ def attend_within_documents(
 ) -> torch.Tensor:
     """Attend within documents, causally: q [N, H, D], k and v [N, H or fewer, D] -> [N, H, D]."""
     grouped = q.shape[1] != k.shape[1]
+    if q.dtype != v.dtype:  # under autocast a rotation is done in fp32, a projection is not
+        q, k = q.to(v.dtype), k.to(v.dtype)
     if q.is_cuda and q.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
