@@ -8,6 +8,8 @@ several per slot, are laid out by slot for this one operation only.
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
+from inspect import signature
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,21 +92,26 @@ def attend_within_documents(
     if q.is_cuda and q.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
-        out: Any = varlen_attn(
-            *(x.contiguous() for x in (q, k, v)),
-            cu_seq_q=starts,
-            cu_seq_k=starts,
-            max_q=longest,
-            max_k=longest,
-            scale=scaling,
-            window_size=(-1, 0),
-            enable_gqa=grouped,
-        )
+        options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+        if grouped and _varlen_takes_groups():
+            options["enable_gqa"] = True
+        elif grouped:
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        one, two, three = (x.contiguous() for x in (q, k, v))
+        out: Any = varlen_attn(one, two, three, starts, starts, longest, longest, **options)
         return out
     lengths = [end - start for start, end in pairwise(starts.tolist())]
     # split has one concatenation as its backward; slices would each fill a whole gradient.
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     return torch.cat([_causal(*part, scaling, grouped) for part in parts])
+
+
+@cache
+def _varlen_takes_groups() -> bool:
+    """Return whether varlen attention takes fewer heads of keys than of queries: torch ≥ 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def _causal(
