@@ -1,5 +1,7 @@
 from .chunked_loss import summed_cross_entropy as summed_cross_entropy
 from .chunked_loss import token_cross_entropy as token_cross_entropy
+from .output_layer import fp32_logits as fp32_logits
+from .output_layer import logits_of as logits_of
 from .packed_attention import PACKED_ATTENTION as PACKED_ATTENTION
 from .packed_attention import Attend as Attend
 from .packed_attention import attend_within_documents as attend_within_documents
@@ -14,7 +16,9 @@ __all__ = [
     "Attend",
     "attend_within_documents",
     "cu_seqlens_of",
+    "fp32_logits",
     "fuse_activations",
+    "logits_of",
     "packed_tokens",
     "summed_cross_entropy",
     "token_cross_entropy",

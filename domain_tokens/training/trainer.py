@@ -15,7 +15,7 @@ from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
 from domain_tokens.runs import TrackingSection, TrainingSection, choose_device, peak_memory_bytes
 from domain_tokens.training.callbacks import StopWhenTold, TrainLog
-from domain_tokens.training.loss import as_tensors, summed_loss
+from domain_tokens.training.loss import as_tensors, half_precision, summed_loss
 from domain_tokens.training.preflight import refuse_zero_rates
 from domain_tokens.training.step_plan import StepPlan, build_micro_batch, empty_micro_batch
 from domain_tokens.training.tracking import tensorboard_in
@@ -70,7 +70,9 @@ class SFTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return summed loss ÷ supervised tokens of the whole step; DDP's averaging is undone."""
-        total = summed_loss(model, inputs, self.head)
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        with half_precision(self.args.device.type, dtype):
+            total = summed_loss(model, inputs, self.head)
         return total / inputs["step_supervised"] * self.accelerator.num_processes
 
 
