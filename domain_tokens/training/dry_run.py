@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
-from domain_tokens.runs import TrainingSection, choose_device, peak_memory_bytes, world_size
+from domain_tokens.runs import (
+    TrainingSection,
+    choose_device,
+    peak_memory_bytes,
+    reset_peak_memory,
+    world_size,
+)
 from domain_tokens.training.loss import half_precision, summed_loss, to_device
 from domain_tokens.training.step_plan import StepPlan
 from domain_tokens.training.trainer import MicroBatches
@@ -28,6 +34,7 @@ def dry_run_estimate(
     device, dtype = choose_device(settings.precision)
     without_dropout(model)
     model.to(device)
+    reset_peak_memory(device)
     parts = [rows for step in plan.steps[:8] for rows in step]
     sizes = [sum(len(examples[i].input_ids) for row in rows for i in row) for rows in parts]
     largest = max(range(len(parts)), key=sizes.__getitem__)

@@ -13,7 +13,14 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from domain_tokens.errors import StoppedError, UserError
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
-from domain_tokens.runs import TrackingSection, TrainingSection, choose_device, peak_memory_bytes
+from domain_tokens.runs import (
+    TrackingSection,
+    TrainingSection,
+    choose_device,
+    peak_memory_bytes,
+    reset_peak_memory,
+    world_size,
+)
 from domain_tokens.training.callbacks import StopWhenTold, TrainLog
 from domain_tokens.training.loss import as_tensors, half_precision, summed_loss
 from domain_tokens.training.preflight import refuse_zero_rates
@@ -81,7 +88,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Translate our settings into Trainer's; defaults that have bitten people are written out."""
     device, dtype = choose_device(settings.precision)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=1,  # one item is one packed micro-batch
         gradient_accumulation_steps=plan.accumulation,
@@ -108,8 +115,13 @@ def training_arguments(
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=device == "cuda",
+        accelerator_config={"non_blocking": device == "cuda"},
         average_tokens_across_devices=False,  # the plan counts the tokens
     )
+    # Several GPUs that one process sees would become a DataParallel, which takes a packed row for
+    # a batch, and drops what does not divide: one is used, and `hardware_line` says so.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -141,7 +153,10 @@ def training_flops(model: Any, examples: Sequence[Example], plan: StepPlan) -> f
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training run measured; seconds and loss cover all legs of a resumed run."""
+    """What a training run measured; seconds and loss cover all legs of a resumed run.
+
+    flops: of one process; peak_memory_bytes: of this one, on a GPU since the run began.
+    """
 
     train_loss: float
     seconds: float
@@ -168,6 +183,8 @@ def train(
         raise UserError("no training example is left; see the dropped counts and data.source")
     refuse_zero_rates(plan, settings)
     without_dropout(model)
+    device, _ = choose_device(settings.precision)
+    reset_peak_memory(device)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
     with tensorboard_in(folder, tracking):
         trainer = SFTTrainer(
@@ -188,12 +205,11 @@ def train(
             f"terminated after step {trainer.state.global_step} of {len(plan.steps)}; a checkpoint "
             "is kept"
         )
-    device, _ = choose_device(settings.precision)
     return Outcome(
         train_loss=_mean_loss(trainer.state.log_history, done.training_loss),
         seconds=log.seconds,
         peak_memory_bytes=peak_memory_bytes(device),
-        flops=training_flops(model, examples, plan),
+        flops=training_flops(model, examples, plan) / world_size(),
     )
 
 
