@@ -6,6 +6,8 @@ from .packed_attention import PACKED_ATTENTION as PACKED_ATTENTION
 from .packed_attention import Attend as Attend
 from .packed_attention import attend_within_documents as attend_within_documents
 from .packed_attention import cu_seqlens_of as cu_seqlens_of
+from .packed_attention import flash_takes as flash_takes
+from .packed_attention import flash_varlen as flash_varlen
 from .packed_attention import packed_tokens as packed_tokens
 from .patches import fuse_activations as fuse_activations
 from .patches import without_dropout as without_dropout
@@ -16,6 +18,8 @@ __all__ = [
     "Attend",
     "attend_within_documents",
     "cu_seqlens_of",
+    "flash_takes",
+    "flash_varlen",
     "fp32_logits",
     "fuse_activations",
     "logits_of",
