@@ -174,6 +174,10 @@ class _Scheduler:
             if self._waiting and free >= max(1, slots // 8):
                 yield from self._admit(min(free, len(self._waiting)))
             if self._rows:
+                if self._backend.reads_drafts:
+                    for row in self._rows:
+                        row.draft()
+                    _limit_drafts(self._rows, self._backend.token_multiple)
                 chosen = self._write_ahead() if self._backend.writes_ahead else self._decode()
                 yield from self._advance(chosen, range(len(self._rows)))
 
@@ -205,10 +209,6 @@ class _Scheduler:
 
     def _decode(self) -> list[list[int]]:
         """Read newest and draft tokens of all rows; return what follows each token."""
-        if self._backend.reads_drafts:
-            for row in self._rows:
-                row.draft()
-            _limit_drafts(self._rows, self._backend.token_multiple)
         tokens = [row.step_tokens for row in self._rows]
         outputs = self._backend.decode(tokens, [row.cached for row in self._rows])
         return self._chosen(outputs, range(len(self._rows)))

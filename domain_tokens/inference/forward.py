@@ -7,7 +7,7 @@ heads of queries and of the cache, D size of a head.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,22 @@ class PackedForward:
             attend=attend,
         )
         return logits.max(-1).indices if greedy else logits
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        attend: Attend,
+        *,
+        keep: torch.Tensor,
+        rows: int,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the logits of tokens `keep` so many rows at a time, where the head allows that."""
+        if self._body is None:
+            yield from self(ids, places, attend, keep=keep).split(rows)
+        else:
+            hidden = self._body(self._model, ids, places, attend, keep)
+            yield from (self.outputs(part) for part in hidden.split(rows))
 
     @property
     def capturable(self) -> bool:
