@@ -9,8 +9,9 @@ from domain_tokens.errors import UserError
 from domain_tokens.inference.backends import DECODE_TOKEN_MULTIPLE, PREFILL_TOKEN_MULTIPLE
 from domain_tokens.inference.decoder import _Scheduler, generate
 from domain_tokens.inference.forward import PackedForward
+from domain_tokens.inference.noise import noise_keys
 from domain_tokens.inference.prompt_lookup import PromptLookup
-from domain_tokens.inference.sampling import Sampling, _sample
+from domain_tokens.inference.sampling import Sampling, choose
 from tests.conftest import plant, tiny_llama
 from tests.test_packing import random_examples
 
@@ -131,10 +132,10 @@ def test_rounding_errors_do_not_change_draws(seed, noise):
     the logits moved the edges of 50,000 tokens, each 2e-5 wide, and one of 42 draws fell anew."""
     generator = torch.Generator().manual_seed(noise)
     logits = torch.randn(16, 50_000, generator=generator)
-    keys = [(seed, place) for place in range(16)]
-    drawn = _sample(logits, keys, Sampling(1.0))
+    keys = noise_keys(torch.tensor(seed), torch.arange(16))
+    drawn = choose(logits, keys, Sampling(1.0))
     moved = logits + 1e-6 * torch.randn(logits.shape, generator=generator)
-    assert _sample(moved, keys, Sampling(1.0)).tolist() == drawn.tolist()
+    assert choose(moved, keys, Sampling(1.0)).tolist() == drawn.tolist()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_rounding_errors_do_not_change_draws(seed, noise):
 )
 def test_tokens_are_drawn_as_often_as_they_are_likely(sampling, wanted):
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(20_000, 1)
-    drawn = _sample(logits, [(7, place) for place in range(20_000)], sampling)
+    drawn = choose(logits, noise_keys(torch.tensor(7), torch.arange(20_000)), sampling)
     shares = drawn.bincount(minlength=4) / 20_000
     assert shares.tolist() == pytest.approx(wanted, abs=0.012)
 

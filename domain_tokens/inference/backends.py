@@ -12,20 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domain_tokens.inference.cuda_graphs import CudaGraphRunner, slot_capacity
+from domain_tokens.inference.cuda_graphs import MOST_PASSES, CudaGraphRunner, runner_of
 from domain_tokens.inference.forward import PackedForward
-from domain_tokens.inference.kv_cache import PagedCache, SlotCache
-from domain_tokens.modeling import attend_within_documents
+from domain_tokens.inference.kv_cache import PagedCache, SlotCache, to_device
+from domain_tokens.inference.sampling import Sampling
+from domain_tokens.modeling import attend_within_documents, fp32_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PREFILL_TOKENS = 512  # read together, or about so many; products of 1,024 take a tenth longer
+# Tokens of prompts that are read together, or about so many. On a CPU products of 1,024 take a
+# tenth longer; on a GPU launching the kernels of 512 takes longer than running those of thousands.
+PREFILL_TOKENS = {"cpu": 512, "cuda": 16_384}
 # Tokens of a prefill and of a decoding step are multiples of these on a CPU, where there is
 # something to fill them with: for each number oneDNN compiles products of its own, and keeps them.
 PREFILL_TOKEN_MULTIPLE, DECODE_TOKEN_MULTIPLE = 32, 8
 
 Prompt = tuple[int, ...]
+# Of a slot: its newest token, how many tokens it has in the cache, its stream of noise, and how
+# many tokens its response has.
+Row = tuple[int, int, int, int]
 
 
 def choose_backend(
@@ -35,19 +41,21 @@ def choose_backend(
     slots: int,
     capacity: int,
     context: int,
-    greedy: bool,
+    sampling: Sampling,
+    constrained: bool,
 ) -> "Backend":
     """Return the fastest backend that the model can be read with.
 
     forward: None where the model cannot read tokens in one row. capacity: tokens that a slot may
-    come to hold; context: positions that the model knows.
+    come to hold; context: positions that the model knows. constrained: what follows is not the
+    model's choice alone, so that logits are wanted, and the host has to see each token.
     """
+    greedy = sampling.greedy and not constrained
     if forward is None:
         return FallbackBackend(model, SlotCache(model, slots, capacity), greedy=greedy)
-    if forward.capturable:
-        cache = SlotCache(model, slots, slot_capacity(capacity))
-        runner = CudaGraphRunner(model, forward.hidden, cache, slots=slots, positions=context)
-        return CudaGraphBackend(forward, cache, runner, greedy=greedy)
+    if forward.capturable and not constrained:
+        runner = runner_of(model, slots=slots, capacity=capacity, context=context)
+        return CudaGraphBackend(forward, runner, sampling)
     if (model.device.type, model.dtype) == ("cpu", torch.float32):
         pages = PagedCache(slots, capacity, model.config.num_hidden_layers)
         return PagedBackend(forward, pages, capacity=capacity, greedy=greedy)
@@ -59,6 +67,7 @@ class Backend(ABC):
 
     prefill_tokens = 0  # how many tokens prompts may have that are read together; 0: one prompt
     reads_drafts = False  # whether `decode` takes several tokens of a slot
+    writes_ahead = 0  # how many tokens `write` may write; 0: there is only `decode`
     token_multiple = 1  # tokens of a decoding step had better be a multiple of it
 
     def __init__(self, cache: SlotCache | PagedCache, *, greedy: bool):
@@ -68,15 +77,19 @@ class Backend(ABC):
     def prefill(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> torch.Tensor:
         """Read prompts into empty slots; return what follows each.
 
-        Logits [P, V], or the most likely tokens [P] of a greedy backend.
+        Logits, fp32 [P, V], or the most likely tokens [P] of a greedy backend.
         """
 
-    @abstractmethod
     def decode(self, tokens: Sequence[Sequence[int]], cached: Sequence[int]) -> torch.Tensor:
         """Read tokens[i] into slot i after its cached[i] tokens; return what follows each token.
 
-        Logits [N, V], or the most likely tokens [N] of a greedy backend.
+        Logits, fp32 [N, V], or the most likely tokens [N] of a greedy backend.
         """
+        raise NotImplementedError
+
+    def write(self, rows: Sequence[Row], count: int) -> list[list[int]]:
+        """Read the newest token of each slot and choose the next one, `count` times: [A][count]."""
+        raise NotImplementedError
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy a slot's tokens, so many, to another slot."""
@@ -90,12 +103,12 @@ class Backend(ABC):
 class SlotBackend(Backend):
     """Tokens of all slots stand in one row, without padding."""
 
-    prefill_tokens = PREFILL_TOKENS
     reads_drafts = True
 
     def __init__(self, forward: PackedForward, cache: SlotCache | PagedCache, *, greedy: bool):
         super().__init__(cache, greedy=greedy)
         self._forward, self._device = forward, forward.device
+        self.prefill_tokens = PREFILL_TOKENS.get(self._device.type, PREFILL_TOKENS["cpu"])
         if self._device.type == "cpu":
             self.token_multiple = DECODE_TOKEN_MULTIPLE
 
@@ -106,16 +119,17 @@ class SlotBackend(Backend):
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         number, positions = _packed_positions(lengths, torch.zeros_like(lengths))
         self._cache.begin(torch.tensor(slots)[number], positions)
-        ids = torch.tensor([i for prompt in prompts for i in prompt], device=self._device)
-        keep = (ends - 1).to(self._device)
-        cu_seqlens = torch.cat([ends.new_zeros(1), lengths.cumsum(0)]).int().to(self._device)
+        ids = torch.tensor([i for prompt in prompts for i in prompt])
+        cu_seqlens = torch.cat([ends.new_zeros(1), lengths.cumsum(0)]).int()
+        ids, positions, keep, cu_seqlens = (
+            to_device(x, self._device) for x in (ids, positions, ends - 1, cu_seqlens)
+        )
         max_seqlen = int(lengths.max())
 
         def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
             self._cache.write(layer, k, v)
             return attend_within_documents(q, k, v, cu_seqlens, max_seqlen, scaling)
 
-        positions = positions.to(self._device)
         return self._forward(ids, positions, attend, keep=keep, greedy=self._greedy)
 
     def _filled(self, prompt: Prompt, total: int) -> Prompt:
@@ -126,9 +140,9 @@ class SlotBackend(Backend):
         """Read newest tokens and drafts of all slots, each seeing its slot."""
         counts = torch.tensor([len(read) for read in tokens])
         slot, positions = _packed_positions(counts, torch.tensor(cached))
-        ids = torch.tensor([i for read in tokens for i in read], device=self._device)
+        ids = torch.tensor([i for read in tokens for i in read])
         self._cache.plan_attention(slot, positions)
-        positions = positions.to(self._device)
+        ids, positions = (to_device(x, self._device) for x in (ids, positions))
         return self._forward(ids, positions, self._cache.attend, greedy=self._greedy)
 
 
@@ -149,17 +163,22 @@ class PagedBackend(SlotBackend):
 
 
 class CudaGraphBackend(SlotBackend):
-    """Slots whose decoding steps are recorded once and replayed; prompts are read as they come."""
+    """Decoding passes are recorded once and replayed, several at a time; no draft tokens.
 
-    def __init__(
-        self, forward: PackedForward, cache: SlotCache, runner: CudaGraphRunner, *, greedy: bool
-    ):
-        super().__init__(forward, cache, greedy=greedy)
-        self._runner = runner
+    A pass takes so little that reading drafts would cost more than they save: the host would have
+    to look at each pass before it can begin the next.
+    """
 
-    def decode(self, tokens: Sequence[Sequence[int]], cached: Sequence[int]) -> torch.Tensor:
-        """Replay the graph of these shapes."""
-        return self._forward.outputs(self._runner(tokens, cached), greedy=self._greedy)
+    reads_drafts = False
+    writes_ahead = MOST_PASSES
+
+    def __init__(self, forward: PackedForward, runner: CudaGraphRunner, sampling: Sampling):
+        super().__init__(forward, runner.cache, greedy=sampling.greedy)
+        self._runner, self._sampling = runner, sampling
+
+    def write(self, rows: Sequence[Row], count: int) -> list[list[int]]:
+        """Replay the graph of so many slots."""
+        return self._runner(self._forward, rows, self._sampling, count)
 
 
 class FallbackBackend(Backend):
@@ -172,35 +191,32 @@ class FallbackBackend(Backend):
     def prefill(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> torch.Tensor:
         """Read one prompt."""
         (prompt,), (slot,) = prompts, slots
-        positions = torch.arange(len(prompt))
-        self._slots.begin(torch.full_like(positions, slot), positions)
-        device = self._model.device
-        logits = self._model(
-            input_ids=torch.tensor(prompt, device=device)[None],
-            position_ids=positions.to(device)[None],
-            past_key_values=self._slots,
-            use_cache=True,
-            logits_to_keep=positions[-1:].to(device),
-        ).logits[0]
-        return logits.max(-1).indices if self._greedy else logits
+        places = torch.arange(len(prompt))
+        self._slots.begin(torch.full_like(places, slot), places)
+        ids, positions = (to_device(x, self._model.device) for x in (torch.tensor(prompt), places))
+        return self._outputs(
+            input_ids=ids[None], position_ids=positions[None], logits_to_keep=positions[-1:]
+        )
 
     def decode(self, tokens: Sequence[Sequence[int]], cached: Sequence[int]) -> torch.Tensor:
         """Read the newest token of each slot, as a batch of rows over the cache's first W."""
-        device = self._model.device
         width = max(cached) + 1
-        positions = torch.tensor(cached)
-        self._slots.begin(torch.arange(len(tokens)), positions)
+        places = torch.tensor(cached)
+        self._slots.begin(torch.arange(len(tokens)), places)
         self._slots.show(len(tokens), width)
-        positions = positions.to(device)
-        mask = torch.arange(width, device=device) <= positions[:, None]  # [A, W]
-        logits = self._model(
-            input_ids=torch.tensor(tokens, device=device),  # [A, 1]
+        mask = torch.arange(width) <= places[:, None]  # [A, W]
+        given = (torch.tensor(tokens), mask, places)
+        ids, mask, positions = (to_device(x, self._model.device) for x in given)
+        return self._outputs(
+            input_ids=ids,  # [A, 1]
             attention_mask=mask[:, None, None],
             position_ids=positions[:, None],
-            past_key_values=self._slots,
-            use_cache=True,
-        ).logits[:, -1]
-        return logits.max(-1).indices if self._greedy else logits
+        )
+
+    def _outputs(self, **inputs: Any) -> torch.Tensor:
+        """Return logits or the most likely tokens of the last position of each row."""
+        logits, _ = fp32_logits(self._model, past_key_values=self._slots, use_cache=True, **inputs)
+        return logits[:, -1].max(-1).indices if self._greedy else logits[:, -1]
 
 
 def _packed_positions(

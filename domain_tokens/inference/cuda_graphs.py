@@ -1,103 +1,130 @@
 """Decoding passes as CUDA graphs: launching the kernels of a pass takes longer than running them.
 
-A graph has fixed shapes: a power of four of slots, each with one token or with as many as a step
-may read of a row, and the cache up to a rounded width. What a row lacks is filled with tokens that
-nobody asks for; their keys and values lie where the row's next tokens will overwrite them, like
-those of wrong draft tokens. A slots of a pass, Q tokens of each, N tokens that were asked for, W
-width of the model.
+A graph reads the newest token of each slot, chooses the next one and writes it down where its next
+replay will read it, so that the host need not wait for every token: it replays a few passes, then
+looks at what they wrote. What a row wrote after its end is thrown away. A slots of a pass, S of the
+cache, K passes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
-from domain_tokens.inference.kv_cache import SlotCache, SlotGroup, slot_bias
-from domain_tokens.inference.prompt_lookup import MAX_DRAFT_TOKENS
-from domain_tokens.modeling import Attend
+from domain_tokens.inference.kv_cache import SlotCache, to_device
+from domain_tokens.inference.noise import noise_keys
+from domain_tokens.inference.sampling import Sampling, choose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WIDTH = 256  # positions; each multiple is a graph of its own: recording takes longer than reading
+    from domain_tokens.inference.forward import PackedForward
 
-# ids [A Q], their positions [A Q], what they attend to -> hidden states [A Q, W]
-Read = Callable[[torch.Tensor, torch.Tensor, Attend], torch.Tensor]
-# A body's recording: how to run it again, and where its result then lies.
-Recording = tuple[Callable[[], None], torch.Tensor]
+MOST_PASSES = 8  # between two looks; after its end a row writes half as many in vain
+CAPACITY_MULTIPLE = 256  # positions of a slot, so that the next call finds room, too
 
 
-def slot_capacity(capacity: int) -> int:
-    """Return how many positions a slot of the cache needs for `capacity` tokens and the filling."""
-    return -(-(capacity + MAX_DRAFT_TOKENS) // WIDTH) * WIDTH
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What has to be as it was for graphs to be used again."""
+
+    weights: tuple[int, ...]  # where they lie
+    context: int
 
 
 class CudaGraphRunner:
-    """Passes of a decoder, each recorded when its shapes are first needed and then replayed."""
+    """Passes of a decoder, each recorded when its shape is first needed and then replayed.
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        read: Read,
-        cache: SlotCache,
-        *,
-        slots: int,
-        positions: int,
-    ):
-        """positions: that the model knows.
+    It lives as long as the model whose weights the graphs read, and does not keep it alive.
+    """
 
-        The cache has room for so many slots, and prompts were read into it.
-        """
-        self._model, self._read, self._cache = model, read, cache
-        self._slots, self._positions = slots, positions
+    def __init__(self, model: "PreTrainedModel", shape: _Shape, *, slots: int, capacity: int):
+        self.cache = SlotCache(model, slots, capacity)
+        self.shape, self.slots, self.capacity = shape, slots, capacity
+        self._device = model.device
+        # A replay reads and writes these: ids, cached tokens, noise streams, places in a response.
+        self._state = torch.zeros(4, slots, dtype=torch.long, device=self._device)
+        self._written = torch.zeros(MOST_PASSES, slots, dtype=torch.long, device=self._device)
+        self._pass = torch.zeros(1, dtype=torch.long, device=self._device)
+        self._graphs: dict[tuple[int, Sampling], Callable[[], None]] = {}
         self._record = _Graphs()
-        self._passes: dict[tuple[int, int, int], tuple[torch.Tensor, Recording]] = {}
 
-    def __call__(self, tokens: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
-        """Return the hidden states [N, W] of tokens, 1 to MAX_DRAFT_TOKENS + 1 of each slot 0, 1, …
+    def __call__(
+        self,
+        forward: "PackedForward",
+        rows: Sequence[tuple[int, int, int, int]],
+        sampling: Sampling,
+        passes: int,
+    ) -> list[list[int]]:
+        """Return the next `passes` tokens of slots 0, 1, …, [A][K]; the host waits once.
 
-        lengths: how many tokens each of these slots has in the cache.
+        rows: of each slot its newest token, how many tokens it has in the cache, its noise stream
+        and how many tokens its response has.
         """
-        max_tokens = 1 if max(map(len, tokens)) == 1 else 1 + MAX_DRAFT_TOKENS
-        bits = (len(tokens) - 1).bit_length()
-        slots = min(self._slots, 1 << bits + bits % 2)
-        width = -(-(max(lengths) + max_tokens) // WIDTH) * WIDTH
-        inputs = torch.zeros(2, slots, max_tokens, dtype=torch.long)
-        inputs[1] = torch.arange(max_tokens)
-        inputs[1, : len(lengths)] += torch.tensor(lengths)[:, None]
-        filled = [[*read, *[0] * (max_tokens - len(read))] for read in tokens]
-        inputs[0, : len(tokens)] = torch.tensor(filled)
-        key = slots, max_tokens, width
-        if key not in self._passes:
-            self._passes[key] = self._recorded(inputs, width)
-        given, (replay, hidden) = self._passes[key]
-        given.copy_(inputs)
-        replay()
-        asked = [
-            slot * max_tokens + i for slot, read in enumerate(tokens) for i in range(len(read))
-        ]
-        return hidden[torch.tensor(asked, device=hidden.device)]
+        bits = (len(rows) - 1).bit_length()
+        slots = min(self.slots, 1 << bits + bits % 2)
+        alike = Sampling(sampling.temperature, sampling.top_k, sampling.top_p)
+        if (slots, alike) not in self._graphs:
+            self._begin(rows)  # whose newest tokens a first pass reads, too
+            self._graphs[slots, alike] = self._recorded(forward, slots, alike)
+        self._begin(rows)
+        for _ in range(passes):
+            self._graphs[slots, alike]()
+        return self._written[:passes, : len(rows)].t().tolist()
 
-    def _recorded(self, inputs: torch.Tensor, width: int) -> tuple[torch.Tensor, Recording]:
-        """Record a pass of inputs [2, A, Q], ids and positions; return where these lie, too."""
-        cache, device = self._cache, self._model.device
-        given = inputs.to(device)
-        _, slots, max_tokens = given.shape
-        slot = torch.arange(slots, device=device).repeat_interleave(max_tokens)
-        offset = torch.arange(max_tokens, device=device).repeat(slots)
-        seen = torch.arange(width, device=device)
+    def _begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+        """Give slots 0, 1, … their rows and the others nothing; passes count from 0."""
+        state = torch.zeros(4, self.slots, dtype=torch.long)
+        state[:, : len(rows)] = torch.tensor(rows).t()
+        self._state.copy_(to_device(state, self._device), non_blocking=True)
+        self._pass.zero_()
 
-        def body() -> torch.Tensor:
-            ids, positions = given
-            bias = slot_bias(seen > positions[:, None, :, None], self._model)
-            group = SlotGroup(slice(0, slots), slice(0, slots * max_tokens), slot, offset, bias)
-            cache.set_plan(slot, positions.flatten(), [group])
-            # Filling may lie behind the last position that the model knows.
-            return self._read(
-                ids.flatten(), positions.flatten().clamp(max=self._positions - 1), cache.attend
-            )
+    def _recorded(
+        self, forward: "PackedForward", slots: int, sampling: Sampling
+    ) -> Callable[[], None]:
+        """Record a pass of the first slots; all that it reads outlives it: ours, or weights."""
+        ids, cached, streams, places = self._state[:, :slots].unbind()
+        plan = self.cache.fixed_plan(slots)
 
-        return given, self._record(body)
+        def body() -> None:
+            # Behind a row's end there may be neither room in the cache nor a position.
+            position = cached.clamp(max=self.capacity - 1)
+            self.cache.follow_plan(plan, position)
+            known = cached.clamp(max=self.shape.context - 1)
+            logits = forward.outputs(forward.hidden(ids, known, self.cache.attend))
+            keys = None if sampling.greedy else noise_keys(streams, places)
+            chosen = choose(logits, keys, sampling)
+            self._written[:, :slots].index_copy_(0, self._pass, chosen[None])
+            ids.copy_(chosen)
+            for counter in (cached, places, self._pass):
+                counter += 1
+
+        return self._record(body, keep=plan)
+
+
+# Of each model the runner of its last call: recording takes longer than many a response.
+_KEPT: "WeakKeyDictionary[Any, CudaGraphRunner]" = WeakKeyDictionary()
+
+
+def runner_of(
+    model: "PreTrainedModel", *, slots: int, capacity: int, context: int
+) -> CudaGraphRunner:
+    """Return the model's runner with room for so many slots and tokens: the last one, or another.
+
+    context: positions that the model knows.
+    """
+    shape = _Shape(tuple(p.data_ptr() for p in model.parameters()), context)
+    kept = _KEPT.get(model)
+    if kept and kept.shape == shape and kept.slots >= slots and kept.capacity >= capacity:
+        return kept
+    _KEPT.pop(model, None)
+    del kept  # its memory is free before the next one takes more
+    capacity = -(-(capacity + MOST_PASSES) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+    found = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
+    _KEPT[model] = found
+    return found
 
 
 class _Graphs:
@@ -105,16 +132,20 @@ class _Graphs:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._kept: list[Any] = []
 
-    def __call__(self, body: Callable[[], torch.Tensor]) -> Recording:
-        """Run the body on another stream, where libraries prepare themselves, then record it."""
+    def __call__(self, body: Callable[[], None], *, keep: Any) -> Callable[[], None]:
+        """Run the body on another stream, where libraries prepare themselves, then record it.
+
+        keep: what the body reads and nothing else keeps alive.
+        """
+        self._kept.append(keep)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):
-                body()
+            body()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            hidden = body()
-        return graph.replay, hidden
+            body()
+        return graph.replay

@@ -15,8 +15,10 @@ from domain_tokens.errors import UserError
 from domain_tokens.inference.backends import Backend, Prompt, choose_backend
 from domain_tokens.inference.forced_tokens import Constraints
 from domain_tokens.inference.forward import packed_forward
+from domain_tokens.inference.kv_cache import to_device
+from domain_tokens.inference.noise import noise_keys
 from domain_tokens.inference.prompt_lookup import MAX_DRAFT_TOKENS, PromptLookup
-from domain_tokens.inference.sampling import GREEDY, Sampling, _sample
+from domain_tokens.inference.sampling import GREEDY, Sampling, choose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +91,8 @@ def generate(
             slots=slots,
             capacity=work.capacity,
             context=context,
-            greedy=sampling.temperature == 0 and constraints is None,
+            sampling=sampling,
+            constrained=constraints is not None,
         )
         scheduler = _Scheduler(work, sampling, backend, constraints=constraints)
         for index, response in scheduler.run():
@@ -101,18 +104,26 @@ def generate(
 class _Row:
     """A prompt in a slot: what it wrote and may still write, and its draft tokens."""
 
-    def __init__(self, index: int, prompt: Sequence[int], *, max_new_tokens: int):
-        """index: its number among the prompts; max_new_tokens: at least one."""
-        self.index = index
+    def __init__(self, index: int, prompt: Sequence[int], *, stream: int, room: int, drafts: bool):
+        """index: its number among the prompts; room: for so many new tokens, at least one.
+
+        stream: of its noise; drafts: whether draft tokens are looked up in it.
+        """
+        self.index, self.stream = index, stream
         self.written: list[int] = []
         self.draft_tokens: list[int] = []  # read after the newest token in this step
-        self._prompt_length, self._max_new_tokens = len(prompt), max_new_tokens
-        self._lookup = PromptLookup(prompt)
+        self._prompt_length, self._room = len(prompt), room
+        self._lookup = PromptLookup(prompt) if drafts else None
 
     @property
     def cached(self) -> int:
         """How many tokens it has in the cache: all but the newest."""
         return self._prompt_length + max(len(self.written) - 1, 0)
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still write."""
+        return self._room - len(self.written)
 
     @property
     def step_tokens(self) -> tuple[int, ...]:
@@ -121,7 +132,8 @@ class _Row:
 
     def draft(self) -> None:
         """Draft what comes after the newest token, not further than the row may go."""
-        self.draft_tokens = self._lookup.draft(self._max_new_tokens - len(self.written) - 1)
+        if self._lookup:
+            self.draft_tokens = self._lookup.draft(self.left - 1)
 
     def accept(self, chosen: Sequence[int], eos_id: int) -> bool:
         """Write what was chosen after the newest token and right drafts; return whether to stop.
@@ -133,13 +145,15 @@ class _Row:
             if token == eos_id:
                 return True
             self.written.append(token)
-            self._lookup.add(token)
-            if len(self.written) == self._max_new_tokens:
+            if self._lookup:
+                self._lookup.add(token)
+            if not self.left:
                 return True
             if token != draft:
                 break
             accepted += 1
-        self._lookup.adapt(len(self.draft_tokens), accepted)
+        if self._lookup:
+            self._lookup.adapt(len(self.draft_tokens), accepted)
         return False
 
 
@@ -159,7 +173,6 @@ class _Scheduler:
     ):
         self._prompts, self._sampling, self._backend = prompts, sampling, backend
         self._constraints = constraints
-        self._greedy = sampling.temperature == 0
         # Longest first: slots that are active together are of like length, and little is padded.
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
         self._rows: list[_Row] = []
@@ -177,7 +190,8 @@ class _Scheduler:
                     for row in self._rows:
                         row.draft()
                     _limit_drafts(self._rows, self._backend.token_multiple)
-                yield from self._advance(self._decode(), range(len(self._rows)))
+                chosen = self._write_ahead() if self._backend.writes_ahead else self._decode()
+                yield from self._advance(chosen, range(len(self._rows)))
 
     def _admit(self, count: int) -> Iterator[tuple[int, Response]]:
         """Read the next prompts into free slots; equal ones are read once and copied."""
@@ -190,7 +204,9 @@ class _Scheduler:
             slot_of.setdefault(prompt, slot)
             prompts.append(prompt)
             room = min(self._prompts.max_new_tokens, self._prompts.context - len(prompt))
-            self._rows.append(_Row(index, prompt, max_new_tokens=room))
+            stream = 0 if self._sampling.greedy else self._sampling.stream(index)
+            drafts = self._backend.reads_drafts
+            self._rows.append(_Row(index, prompt, stream=stream, room=room, drafts=drafts))
         groups = list(_groups(slot_of, max_tokens=self._backend.prefill_tokens))
         read = [self._backend.prefill(group, [slot_of[p] for p in group]) for group in groups]
         outputs = torch.cat(read)
@@ -198,25 +214,67 @@ class _Scheduler:
         for slot, prompt in enumerate(prompts, start=first):
             if slot_of[prompt] != slot:
                 self._backend.copy(slot_of[prompt], slot, len(prompt))
-        numbers = [number_of[prompt] for prompt in prompts]
-        yield from self._advance(outputs[numbers], range(first, first + count))
+        numbers = torch.tensor([number_of[prompt] for prompt in prompts])
+        outputs = outputs[to_device(numbers, outputs.device)]
+        slots = range(first, first + count)
+        yield from self._advance(self._chosen(outputs, slots), slots)
 
-    def _decode(self) -> torch.Tensor:
+    def _decode(self) -> list[list[int]]:
         """Read newest and draft tokens of all rows; return what follows each token."""
         tokens = [row.step_tokens for row in self._rows]
-        return self._backend.decode(tokens, [row.cached for row in self._rows])
+        outputs = self._backend.decode(tokens, [row.cached for row in self._rows])
+        return self._chosen(outputs, range(len(self._rows)))
 
-    def _advance(self, outputs: torch.Tensor, slots: range) -> Iterator[tuple[int, Response]]:
-        """Give each slot what it wrote; yield the rows that end and fill the holes they leave.
+    def _write_ahead(self) -> list[list[int]]:
+        """Let rows write a few tokens before anybody looks; what follows a row's end is dropped.
+
+        All but the last are then as right as draft tokens can be.
+        """
+        count = min(self._backend.writes_ahead, max(row.left for row in self._rows))
+        state = [(r.written[-1], r.cached, r.stream, len(r.written)) for r in self._rows]
+        chosen = self._backend.write(state, count)
+        for row, tokens in zip(self._rows, chosen, strict=True):
+            row.draft_tokens = tokens[:-1]
+        return chosen
+
+    def _chosen(self, outputs: torch.Tensor, slots: range) -> list[list[int]]:
+        """Return the tokens of each slot that follow what was read of it.
 
         outputs: logits [N, V], or the most likely tokens [N] where nothing is sampled or
         constrained.
         """
-        chosen = iter(self._choose(outputs, slots))
+        chosen = iter(self._choose(outputs, [self._rows[slot] for slot in slots]))
+        return [
+            [next(chosen) for _ in range(1 + len(self._rows[slot].draft_tokens))] for slot in slots
+        ]
+
+    def _choose(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
+        """Return the next token after each token that was read."""
+        if self._constraints is None:
+            return self._pick(outputs, rows).tolist()
+        written = [
+            [*row.written, *row.draft_tokens[:count]]
+            for row in rows
+            for count in range(1 + len(row.draft_tokens))
+        ]
+        return self._constraints.choose(outputs, written, lambda logits: self._pick(logits, rows))
+
+    def _pick(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        """Return the most likely tokens, or sampled ones: outputs [N, V] or [N] -> [N]."""
+        if self._sampling.greedy:
+            return outputs if outputs.ndim == 1 else outputs.max(-1).indices
+        streams = torch.tensor([r.stream for r in rows for _ in range(1 + len(r.draft_tokens))])
+        places = [len(r.written) + i for r in rows for i in range(1 + len(r.draft_tokens))]
+        keys = noise_keys(streams, torch.tensor(places))
+        return choose(outputs, to_device(keys, outputs.device), self._sampling)
+
+    def _advance(
+        self, chosen: Sequence[Sequence[int]], slots: range
+    ) -> Iterator[tuple[int, Response]]:
+        """Give each slot what it wrote; yield the rows that end and fill the holes they leave."""
         ended = []
-        for slot in slots:
+        for slot, written in zip(slots, chosen, strict=True):
             row = self._rows[slot]
-            written = [next(chosen) for _ in range(1 + len(row.draft_tokens))]
             if row.accept(written, self._prompts.eos_id):
                 ended.append(slot)
                 yield row.index, Response(row.written, self._reason(row))
@@ -232,30 +290,6 @@ class _Scheduler:
             return "length"
         full = len(self._prompts.ids[row.index]) + len(row.written) == self._prompts.context
         return "context" if full else "eos"
-
-    def _choose(self, outputs: torch.Tensor, slots: range) -> list[int]:
-        """Return the next token after each token that was read."""
-        if self._constraints is None:
-            return (outputs if self._greedy else self._draw(outputs, slots)).tolist()
-        written = [
-            [*row.written, *row.draft_tokens[:count]]
-            for row in (self._rows[slot] for slot in slots)
-            for count in range(1 + len(row.draft_tokens))
-        ]
-
-        def pick(logits: torch.Tensor) -> torch.Tensor:
-            return logits.max(-1).indices if self._greedy else self._draw(logits, slots)
-
-        return self._constraints.choose(outputs, written, pick)
-
-    def _draw(self, logits: torch.Tensor, slots: range) -> torch.Tensor:
-        """Sample the next token after each token that was read: logits [N, V] -> ids [N]."""
-        keys = [
-            (*self._sampling.stream(row.index), len(row.written) + i)
-            for row in (self._rows[slot] for slot in slots)
-            for i in range(1 + len(row.draft_tokens))
-        ]
-        return _sample(logits.float(), keys, self._sampling)
 
 
 def _limit_drafts(rows: Sequence[_Row], multiple: int) -> None:

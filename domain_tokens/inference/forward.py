@@ -7,7 +7,7 @@ heads of queries and of the cache, D size of a head.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from domain_tokens.inference.cpu.packed_weights import fused_linear, most_likely, prepacked
-from domain_tokens.modeling import Attend, packed_tokens
+from domain_tokens.modeling import Attend, fp32_logits, logits_of, packed_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,20 +52,37 @@ class PackedForward:
         keep: torch.Tensor | None = None,
         greedy: bool = False,
     ) -> torch.Tensor:
-        """Return logits [N or fewer, V] of ids [N] at positions [N]; keep: of which tokens.
+        """Return logits, fp32 [N or fewer, V], of ids [N] at positions [N]; keep: of which tokens.
 
         greedy: return the most likely tokens instead, int64 [N or fewer].
         """
         if self._body is not None:
             return self.outputs(self._body(self._model, ids, places, attend, keep), greedy=greedy)
-        logits = self._model(
+        (logits,), _ = fp32_logits(
+            self._model,
             input_ids=ids[None],
             position_ids=places[None],
             use_cache=False,
             logits_to_keep=0 if keep is None else keep,
             attend=attend,
-        ).logits[0]
+        )
         return logits.max(-1).indices if greedy else logits
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        attend: Attend,
+        *,
+        keep: torch.Tensor,
+        rows: int,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the logits of tokens `keep` so many rows at a time, where the head allows that."""
+        if self._body is None:
+            yield from self(ids, places, attend, keep=keep).split(rows)
+        else:
+            hidden = self._body(self._model, ids, places, attend, keep)
+            yield from (self.outputs(part) for part in hidden.split(rows))
 
     @property
     def capturable(self) -> bool:
@@ -79,10 +96,13 @@ class PackedForward:
         assert self._body is not None
         return self._body(self._model, ids, places, attend, None)
 
-    def outputs(self, hidden: torch.Tensor, *, greedy: bool) -> torch.Tensor:
-        """Return logits [N, V] or the most likely tokens [N] of hidden states [N, W]."""
+    def outputs(self, hidden: torch.Tensor, *, greedy: bool = False) -> torch.Tensor:
+        """Return logits, fp32 [N, V], or the most likely tokens [N] of hidden states [N, W]."""
         output = self._model.get_output_embeddings()
-        return most_likely(output, hidden) if greedy else output(hidden)
+        if greedy and hidden.dtype == torch.float32:
+            return most_likely(output, hidden)
+        logits = logits_of(output, hidden)
+        return logits.max(-1).indices if greedy else logits
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Attention for packed tokens: document by document, or slot by slot against a cache.
+"""Keys and values of the rows that decode together, and attention to them.
 
-A mask over a packed row is computed at every position and then thrown away, and it keeps CUDA off
-its flash kernels. Here each document is attended to alone, causally: by varlen attention on CUDA in
-half precision, by one small call per document elsewhere. The tokens of a decoding step, one or
-several per slot, are laid out by slot for this one operation only.
+The tokens of a decoding step, one or several per slot, are laid out by slot for this one operation
+only. On CUDA in half precision each slot is read as far as it goes; elsewhere slots are read up to
+the longest of their group, with a bias where there is nothing.
 """
 
 import math
@@ -15,11 +14,20 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from domain_tokens.modeling import flash_takes, flash_varlen
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CPU_GROUP = 16  # slots; on a GPU one large call beats several that read less
 WIDTH_MULTIPLE = 32  # tokens; slots read their cache up to the longest of them, rounded up
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU tensor on a device; the host does not wait for the copy."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,59 +45,56 @@ class SlotGroup:
     bias: torch.Tensor
 
 
-def slot_groups(
-    lengths: torch.Tensor,
-    slot: torch.Tensor,
-    offset: torch.Tensor,
-    *,
-    capacity: int,
-    model: "PreTrainedModel",
-) -> list[SlotGroup]:
-    """Group slots 0, 1, … by what each has in the cache: lengths [A], on the CPU as all of these.
+@dataclass(frozen=True, slots=True)
+class SlotLengths:
+    """Slots 0 to A - 1 and how far each is read: int32 tensors on the device.
 
-    slot, offset: [N], each new token's slot and its number among that slot's new tokens (≥ 1 of
-    them), in the order of the slots. capacity: positions of a slot.
+    first_query: [A + 1], where the tokens of each slot begin; first_key: [A + 1], where slots begin
+    in the cache; known: [A], positions that hold something, new ones included; most: tokens of one
+    slot.
     """
-    device = model.device
-    counts = slot.bincount()
-    size = CPU_GROUP if device.type == "cpu" else len(lengths)
-    groups, token = [], 0
-    for first in range(0, len(lengths), size):
-        known, new = lengths[first : first + size], counts[first : first + size]
-        longest = int((known + new).max())
-        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
-        last = known[:, None] + torch.arange(int(new.max()))  # [R, Q]
-        hidden = torch.arange(width) > last[:, None, :, None]
-        bias = slot_bias(hidden, model)
-        slots, tokens = slice(first, first + len(new)), slice(token, token + int(new.sum()))
-        tensors = (slot[tokens] - first, offset[tokens], bias)
-        on_device = (x.to(device, non_blocking=True) for x in tensors)
-        groups.append(SlotGroup(slots, tokens, *on_device))
-        token = tokens.stop
-    return groups
+
+    first_query: torch.Tensor
+    first_key: torch.Tensor
+    known: torch.Tensor
+    most: int
 
 
-def slot_bias(hidden: torch.Tensor, model: "PreTrainedModel") -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class FixedPlan:
+    """What passes of one token of each of A slots need besides positions.
+
+    first: [A], where slots begin in the cache; offset: [A], zeros; seen: [C], all positions; the
+    others as in SlotLengths.
+    """
+
+    first: torch.Tensor
+    offset: torch.Tensor
+    seen: torch.Tensor
+    first_query: torch.Tensor
+    first_key: torch.Tensor
+
+
+def slot_bias(hidden: torch.Tensor, dtype: torch.dtype, shared: int) -> torch.Tensor:
     """Return a group's bias from which positions [R, 1, Q, W] each of its tokens may not see.
 
-    Made once a pass: a mask of truths is made into this again in each layer.
+    shared: query heads to a head of the cache. Made once a pass: a mask of truths is made into this
+    again in each layer.
     """
-    heads = model.config.num_attention_heads
-    shared = heads // (getattr(model.config, "num_key_value_heads", None) or heads)
-    bias = torch.zeros(hidden.shape, dtype=model.dtype, device=hidden.device)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return bias.masked_fill_(hidden, -torch.inf).repeat(1, 1, shared, 1)
 
 
-def attend_to_slots(
+def attend_to_groups(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     groups: Sequence[SlotGroup],
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attend to a cache: query [N, H, D], keys and values [S, K heads, C, D] -> [N, H, D]."""
+    """Attend to a cache: query [N, H, D], keys and values [S, C, K heads, D] -> [N, H, D]."""
     heads, size = query.shape[1:]
-    shared = heads // keys.shape[1]  # query heads for one head of the cache, which is read once
+    shared = heads // keys.shape[2]  # query heads for one head of the cache, which is read once
     parts = []
     for group in groups:
         rows, _, max_tokens, width = group.bias.shape
@@ -101,8 +106,8 @@ def attend_to_slots(
             laid_out[group.row, :, group.offset] = query[group.tokens]
         found = scaled_dot_product_attention(
             laid_out.reshape(rows, heads // shared, shared * max_tokens, size),
-            keys[group.slots, :, :width],
-            values[group.slots, :, :width],
+            keys[group.slots, :width].transpose(1, 2),
+            values[group.slots, :width].transpose(1, 2),
             attn_mask=group.bias,
             scale=scaling,
         ).view(rows, heads, max_tokens, size)
@@ -113,47 +118,110 @@ def attend_to_slots(
 class SlotCache:
     """Keys and values of all slots, preallocated.
 
-    Per layer one tensor [2, S, K, C capacity, D]; a slot's tokens lie from 0 on. A model that
+    Per layer one tensor [2, S, C capacity, K, D]; a slot's tokens lie from 0 on. A model that
     cannot read tokens in one row sees it as transformers' own cache.
     """
 
     def __init__(self, model: "PreTrainedModel", slots: int, capacity: int):
-        self._model, self._slots, self._capacity = model, slots, capacity
+        heads = model.config.num_attention_heads
+        self._shared = heads // (getattr(model.config, "num_key_value_heads", None) or heads)
+        self._count = model.config.num_hidden_layers
+        self._device, self._dtype = model.device, model.dtype
+        self._slots, self._capacity = slots, capacity
+        self._blocks: list[torch.Tensor] = []  # of layers of one shape: [layers, 2, S, C, K, D]
         self._layers: list[torch.Tensor] = []
-        self._slot = self._position = torch.empty(0)
+        self._rows = torch.empty(0)  # where the next pass writes, counted over all slots
         self._seen: tuple[int, int] | None = None
-        self._groups: list[SlotGroup] = []
+        self._plan: list[SlotGroup] | SlotLengths = []
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
         """Say where the next pass writes: its token i is slot[i]'s position[i], both on the CPU."""
-        device = self._model.device
-        self._slot, self._position, self._seen = slot.to(device), position.to(device), None
+        self._rows = to_device(slot * self._capacity + position, self._device)
+        self._seen = None
 
     def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
         """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
         self.begin(slot, position)
         counts = slot.bincount()
         first = counts.cumsum(0) - counts
-        self._groups = slot_groups(
-            position[first],
-            slot,
-            torch.arange(len(slot)) - first[slot],
-            capacity=self._capacity,
-            model=self._model,
+        known = position[first]
+        if self._by_length:
+            ends = torch.stack([(first + counts), torch.arange(1, len(counts) + 1)])
+            ends[1] *= self._capacity
+            table = to_device(torch.cat([ends, (known + counts)[None]]).int(), self._device)
+            begins = torch.nn.functional.pad(table[:2], (1, 0))
+            self._plan = SlotLengths(*begins, table[2], int(counts.max()))
+        else:
+            self._plan = self._groups(known, slot, torch.arange(len(slot)) - first[slot])
+
+    @property
+    def _by_length(self) -> bool:
+        """Whether slots can be read as far as each goes, judged by the layers that were written."""
+        return bool(self._layers) and all(flash_takes(layer) for layer in self._layers)
+
+    def _groups(
+        self, known: torch.Tensor, slot: torch.Tensor, offset: torch.Tensor
+    ) -> list[SlotGroup]:
+        """Group slots 0, 1, … by what each has in the cache: known [A], all of these on the CPU.
+
+        slot, offset: [N], each new token's slot and its number among that slot's new tokens (≥ 1 of
+        them), in the order of the slots.
+        """
+        counts = slot.bincount()
+        size = CPU_GROUP if self._device.type == "cpu" else len(known)
+        groups, token = [], 0
+        for start in range(0, len(known), size):
+            old, new = known[start : start + size], counts[start : start + size]
+            longest = int((old + new).max())
+            width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._capacity)
+            last = old[:, None] + torch.arange(int(new.max()))  # [R, Q]
+            hidden = torch.arange(width) > last[:, None, :, None]
+            slots, tokens = slice(start, start + len(new)), slice(token, token + int(new.sum()))
+            tensors = (slot[tokens] - start, offset[tokens], hidden)
+            row, at, hidden = (to_device(x, self._device) for x in tensors)
+            bias = slot_bias(hidden, self._dtype, self._shared)
+            groups.append(SlotGroup(slots, tokens, row, at, bias))
+            token = tokens.stop
+        return groups
+
+    def fixed_plan(self, slots: int) -> FixedPlan:
+        """Return what passes of one token of each of so many slots need; prompts were written."""
+        number = torch.arange(slots + 1, device=self._device)
+        first = number * self._capacity
+        return FixedPlan(
+            first=first[:-1],
+            offset=torch.zeros_like(number[:-1]),
+            seen=torch.arange(self._capacity, device=self._device),
+            first_query=number.int(),
+            first_key=first.int(),
         )
 
-    def set_plan(self, slot: torch.Tensor, position: torch.Tensor, groups: list[SlotGroup]) -> None:
-        """Begin a pass of tokens that were grouped already, all on the device."""
-        self._slot, self._position, self._groups = slot, position, groups
+    def follow_plan(self, plan: FixedPlan, position: torch.Tensor) -> None:
+        """Begin such a pass with slot i's token at position[i], all on the device."""
+        self._rows, slots = plan.first + position, len(plan.first)
+        if self._by_length:
+            known = (position + 1).int()
+            self._plan = SlotLengths(plan.first_query, plan.first_key, known, 1)
+        else:
+            hidden = plan.seen > position[:, None, None, None]
+            bias = slot_bias(hidden, self._dtype, self._shared)
+            whole = slice(0, slots)
+            self._plan = [SlotGroup(whole, whole, plan.first, plan.offset, bias)]
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store a pass's keys and values, [N, K, D]."""
         if layer == len(self._layers):
-            shape = (2, self._slots, key.shape[1], self._capacity, key.shape[2])
-            self._layers.append(_zeros(shape, key))
-        keys, values = self._layers[layer]
-        keys[self._slot, :, self._position] = key
-        values[self._slot, :, self._position] = value
+            self._have_layer(key)
+        for store, new in zip(self._layers[layer], (key, value), strict=True):
+            store.view(-1, *key.shape[1:]).index_copy_(0, self._rows, new)
+
+    def _have_layer(self, key: torch.Tensor) -> None:
+        """Take memory for the next layer and all after it, which most often are of its shape."""
+        left = self._count - len(self._layers)
+        shape = (2, self._slots, self._capacity, *key.shape[1:])
+        if not self._blocks or self._blocks[-1].shape[1:] != shape:
+            self._blocks.append(_zeros((left, *shape), key))
+        self._layers.append(self._blocks[-1][-left])
 
     def attend(
         self,
@@ -163,14 +231,26 @@ class SlotCache:
         value: torch.Tensor,
         scaling: float | None,
     ) -> torch.Tensor:
-        """Store keys and values and attend to them, as `plan_attention` said: [N, H, D]."""
+        """Store keys and values and attend to them, as the plan says: [N, H, D]."""
         self.write(layer, key, value)
-        return attend_to_slots(query, *self._layers[layer], self._groups, scaling)
+        keys, values = self._layers[layer]
+        plan = self._plan
+        if isinstance(plan, SlotLengths):
+            flat = (x.view(-1, *x.shape[2:]) for x in (keys, values))
+            return flash_varlen(
+                query,
+                *flat,
+                starts=(plan.first_query, plan.first_key),
+                longest=(plan.most, self._capacity),
+                used=plan.known,
+                scaling=scaling,
+            )
+        return attend_to_groups(query, keys, values, plan, scaling)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy a slot's tokens to another slot."""
-        for layer in self._layers:
-            layer[:, target, :, :length] = layer[:, source, :, :length]
+        for block in self._blocks:
+            block[:, :, target, :length] = block[:, :, source, :length]
 
     def free(self, slot: int, last: int, length: int) -> None:
         """Free a slot; the last slot's tokens, so many, move there."""
@@ -191,8 +271,8 @@ class SlotCache:
         if self._seen is None:
             return key, value
         slots, positions = self._seen
-        keys, values = self._layers[layer]
-        return keys[:slots, :, :positions], values[:slots, :, :positions]
+        keys, values = (x[:slots, :positions].transpose(1, 2) for x in self._layers[layer])
+        return keys, values
 
     def get_seq_length(self, *args: Any) -> int:
         """Return what transformers asks for when it reads prompts: nothing was seen before."""

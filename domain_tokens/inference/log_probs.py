@@ -8,14 +8,17 @@ import torch
 
 from domain_tokens.inference.cpu.packed_weights import prepacked
 from domain_tokens.inference.forward import PackedForward, packed_forward
-from domain_tokens.modeling import attend_within_documents
+from domain_tokens.inference.kv_cache import to_device
+from domain_tokens.modeling import attend_within_documents, fp32_logits
 from domain_tokens.runs import gather_dict, share_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = 16_384  # of prompts that are in memory at once, each as often as it is continued
-PACKED_TOKENS = 1024  # of texts that are read one behind the other
+# Of texts that are read one after the other; fewer would leave a GPU waiting for the host.
+PACKED_TOKENS = {"cpu": 1024, "cuda": 16_384}
+LOGIT_ROWS = 2048  # of which logits are in memory at once
 
 
 @torch.inference_mode()
@@ -36,7 +39,8 @@ def continuation_log_probs(
     with packed_forward(model) if alone else prepacked(model) as reader:
         if reader:
             texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
-            groups = _groups(texts, [1] * len(texts), most=PACKED_TOKENS)
+            most = PACKED_TOKENS.get(model.device.type, PACKED_TOKENS["cpu"])
+            groups = _groups(texts, [1] * len(texts), most=most)
         else:
             groups = _groups(prompts, [len(group) for group in continuations], most=TOKENS)
         for group in share_of(groups):
@@ -72,27 +76,32 @@ def _score(
 ) -> list[list[float]]:
     """Score one group. P prompts, C continuations in all, T and L tokens of each."""
     device = model.device
-    output, mask = _read(model, prompts, use_cache=True)
+    first, cache, mask = _read(model, prompts, use_cache=True)
     flat = [list(c) for group in continuations for c in group]
-    counts = torch.tensor([len(group) for group in continuations], device=device)
-    owner = torch.repeat_interleave(torch.arange(len(prompts), device=device), counts)  # [C]
+    counts = torch.tensor([len(group) for group in continuations])
     longest = max(len(c) for c in flat)
-    padded = torch.tensor([c + [0] * (longest - len(c)) for c in flat], device=device)  # [C, L]
-    known = torch.tensor([[1] * len(c) + [0] * (longest - len(c)) for c in flat], device=device)
-    first = output.logits[:, -1].float().log_softmax(-1)  # [P, V]
+    owner, padded, known = (
+        to_device(x, device)
+        for x in (
+            torch.arange(len(prompts)).repeat_interleave(counts),  # [C]
+            torch.tensor([c + [0] * (longest - len(c)) for c in flat]),  # [C, L]
+            torch.tensor([[1] * len(c) + [0] * (longest - len(c)) for c in flat]),
+        )
+    )
+    first = first.log_softmax(-1)  # [P, V]
     total = first[owner, padded[:, 0]].double()  # [C]
     if longest > 1:
-        cache = output.past_key_values
         cache.batch_select_indices(owner)
         positions = mask.sum(-1)[owner, None] + torch.arange(longest - 1, device=device)
-        logits = model(
+        logits, _ = fp32_logits(
+            model,
             input_ids=padded[:, :-1],
             attention_mask=torch.cat([mask[owner], known[:, :-1]], dim=1),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-        ).logits  # [C, L - 1, V]
-        later = logits.float().log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
+        )  # [C, L - 1, V]
+        later = logits.log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
         total += (later.double() * known[:, 1:]).sum(-1)
     values = total.tolist()
     starts = [0, *counts.cumsum(0).tolist()]
@@ -112,39 +121,46 @@ def _score_packed(
     places = [place for text in texts for place in range(len(text))]
     # What is wanted follows the last token of a prompt, and then each token but the last.
     keep = [at for end, c in zip(ends, wanted, strict=True) for at in range(end - len(c), end)]
-    starts = torch.tensor([0, *ends], dtype=torch.int32, device=device)
+    chosen = [i for c in wanted for i in c]
+    starts = to_device(torch.tensor([0, *ends], dtype=torch.int32), device)
     longest = max(map(len, texts))
 
     def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
         return attend_within_documents(q, k, v, starts, longest, scaling)
 
-    logits = reader(
-        torch.tensor([i for text in texts for i in text], device=device),
-        torch.tensor(places, device=device),
-        attend,
-        keep=torch.tensor(keep, device=device),
-    )  # [all tokens of continuations, V]
-    chosen = torch.tensor([i for c in wanted for i in c], device=device)
-    values = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0].double()
+    lists = ([i for text in texts for i in text], places, keep, chosen)
+    ids, at, kept, targets = (to_device(torch.tensor(x), device) for x in lists)
+    # Logits of all tokens of continuations [N, V], a few rows at a time.
+    values = torch.cat(
+        [
+            logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double()
+            for logits, tokens in zip(
+                reader.logits(ids, at, attend, keep=kept, rows=LOGIT_ROWS),
+                targets.split(LOGIT_ROWS),
+                strict=True,
+            )
+        ]
+    )
     return [[float(part.sum())] for part in values.cpu().split([len(c) for c in wanted])]
 
 
 def _read(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, use_cache: bool
-) -> tuple[Any, torch.Tensor]:
-    """Read prompts, left-padded; return the model's output and the mask [P, T]."""
+) -> tuple[torch.Tensor, Any, torch.Tensor]:
+    """Read prompts, left-padded; return the logits that follow [P, V], the cache, and the mask."""
     width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    known = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    mask = torch.tensor(known, device=model.device)
-    output = model(
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids, mask = (to_device(x, model.device) for x in (ids, mask))
+    logits, output = fp32_logits(
+        model,
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
         use_cache=use_cache,
         logits_to_keep=1,
     )
-    return output, mask
+    return logits[:, -1], output.past_key_values if use_cache else None, mask
 
 
 @torch.inference_mode()
@@ -156,7 +172,7 @@ def next_token_mass(
     masses: dict[int, float] = {}
     with prepacked(model):
         for group in _groups(prompts, [1] * len(prompts), most=TOKENS):
-            output, _ = _read(model, [prompts[i] for i in group], use_cache=False)
-            shares = output.logits[:, -1].double().softmax(-1)[:, chosen].sum(-1)
+            logits, _, _ = _read(model, [prompts[i] for i in group], use_cache=False)
+            shares = logits.double().softmax(-1)[:, chosen].sum(-1)
             masses.update(zip(group, shares.tolist(), strict=True))
     return [masses[i] for i in range(len(prompts))]

@@ -1,9 +1,13 @@
 from .chunked_loss import summed_cross_entropy as summed_cross_entropy
 from .chunked_loss import token_cross_entropy as token_cross_entropy
+from .output_layer import fp32_logits as fp32_logits
+from .output_layer import logits_of as logits_of
 from .packed_attention import PACKED_ATTENTION as PACKED_ATTENTION
 from .packed_attention import Attend as Attend
 from .packed_attention import attend_within_documents as attend_within_documents
 from .packed_attention import cu_seqlens_of as cu_seqlens_of
+from .packed_attention import flash_takes as flash_takes
+from .packed_attention import flash_varlen as flash_varlen
 from .packed_attention import packed_tokens as packed_tokens
 from .patches import fuse_activations as fuse_activations
 from .patches import refuse_replaced as refuse_replaced
@@ -18,7 +22,11 @@ __all__ = [
     "Attend",
     "attend_within_documents",
     "cu_seqlens_of",
+    "flash_takes",
+    "flash_varlen",
+    "fp32_logits",
     "fuse_activations",
+    "logits_of",
     "packed_tokens",
     "refuse_replaced",
     "replace_forward",

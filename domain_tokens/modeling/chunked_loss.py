@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from domain_tokens.modeling.output_layer import add_fp32_product_, factor_dtype, fp32_product
+
 CHUNK_BYTES = {"cpu": 80_000_000, "cuda": 512_000_000}  # of fp32 logits
 CHUNK_MULTIPLE = 64  # positions
 
@@ -29,32 +31,29 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Any:
-        dtype = hidden.dtype
-        narrow = weight.to(dtype)
+        dtype = factor_dtype(hidden)
+        narrow, factors = weight.to(dtype), hidden.to(dtype)
         grad_hidden = torch.empty_like(hidden)  # [N, W]
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # [V, W]
         total = hidden.new_zeros((), dtype=torch.float32)
         for part in _chunks(hidden, len(weight)):
-            states, wanted = hidden[part], targets[None, part]
-            scores = (narrow @ states.t()).float()  # [V, C]
+            states, wanted = factors[part], targets[None, part]
+            scores = fp32_product(narrow, states.t())  # [V, C]
             highest, right = scores.amax(0), scores.gather(0, wanted)[0]
             sums = scores.sub_(highest).exp_().sum(0)  # [C]; scores: softmax times sums, in place
             total += (sums.log() + highest - right).sum()
             slope = scores.scatter_add_(0, wanted, -sums[None]).to(dtype)  # minus one-hot
             scale = sums.reciprocal()[:, None]
-            grad_hidden[part] = (slope.t() @ narrow) * scale
-            scaled = (states * scale).to(dtype)
-            if dtype == torch.float32:
-                grad_weight.addmm_(slope, scaled)
-            else:
-                grad_weight += slope @ scaled
+            grad_hidden[part] = fp32_product(slope.t(), narrow) * scale
+            add_fp32_product_(grad_weight, slope, (states * scale).to(dtype))
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight.mul_(grads[0]), None
+        scaled = grad_hidden * grads[0].to(grad_hidden.dtype)
+        return scaled, grad_weight.mul_(grads[0]), None
 
 
 def summed_cross_entropy(
@@ -62,7 +61,7 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """Return the summed loss in nats of hidden [N, W] through an output layer [V, W], fp32.
 
-    One backward pass only.
+    Within autocast its type is that of the factors. One backward pass only.
     """
     found: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
     return found
@@ -73,9 +72,10 @@ def token_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
     """Return the loss in nats of each position, fp32 [N]; nothing is kept for a gradient."""
-    narrow = weight.to(hidden.dtype)
+    dtype = factor_dtype(hidden)
+    narrow, factors = weight.to(dtype), hidden.to(dtype)
     parts = []
     for part in _chunks(hidden, len(weight)):
-        scores = (narrow @ hidden[part].t()).float()  # [V, C]
+        scores = fp32_product(narrow, factors[part].t())  # [V, C]
         parts.append(scores.logsumexp(0) - scores.gather(0, targets[None, part])[0])
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)

@@ -8,6 +8,8 @@ several per slot, are laid out by slot for this one operation only.
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
+from inspect import signature
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,24 +87,69 @@ def attend_within_documents(
 ) -> torch.Tensor:
     """Attend within documents, causally: q [N, H, D], k and v [N, H or fewer, D] -> [N, H, D]."""
     grouped = q.shape[1] != k.shape[1]
-    if q.is_cuda and q.dtype != torch.float32:
+    if q.dtype != v.dtype:  # under autocast a rotation is done in fp32, a projection is not
+        q, k = q.to(v.dtype), k.to(v.dtype)
+    if flash_takes(v):
         from torch.nn.attention.varlen import varlen_attn
 
-        out: Any = varlen_attn(
-            *(x.contiguous() for x in (q, k, v)),
-            cu_seq_q=starts,
-            cu_seq_k=starts,
-            max_q=longest,
-            max_k=longest,
-            scale=scaling,
-            window_size=(-1, 0),
-            enable_gqa=grouped,
-        )
+        options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+        if grouped and _varlen_takes_groups():
+            options["enable_gqa"] = True
+        elif grouped:
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        one, two, three = (x.contiguous() for x in (q, k, v))
+        out: Any = varlen_attn(one, two, three, starts, starts, longest, longest, **options)
         return out
     lengths = [end - start for start, end in pairwise(starts.tolist())]
     # split has one concatenation as its backward; slices would each fill a whole gradient.
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     return torch.cat([_causal(*part, scaling, grouped) for part in parts])
+
+
+def flash_takes(x: torch.Tensor) -> bool:
+    """Return whether flash attention takes heads like x [..., D]: on CUDA in half precision."""
+    size = x.shape[-1]
+    return x.is_cuda and x.dtype != torch.float32 and size % 8 == 0 and size <= 256
+
+
+@cache
+def _varlen_takes_groups() -> bool:
+    """Return whether varlen attention takes fewer heads of keys than of queries: torch ≥ 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
+
+
+def flash_varlen(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    starts: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+    used: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend to the first keys of sequences, causally up to the last of them: [N, H, D].
+
+    query: [N, H, D]; keys, values: [P, H or fewer, D]; starts: where each sequence's queries and
+    its keys begin, int32 [A + 1] each; longest: queries and keys of one at most; used: how many of
+    its keys there are, int32 [A]. The operation under `varlen_attn`, which before torch 2.12 could
+    not be told of them.
+    """
+    found: Any = torch.ops.aten._flash_attention_forward(
+        query.contiguous(),
+        keys,
+        values,
+        *starts,
+        *longest,
+        0.0,  # dropout
+        longest[0] > 1,  # causal; the newest token alone sees everything
+        False,
+        scale=scaling,
+        seqused_k=used,
+    )
+    return found[0]
 
 
 def _causal(

@@ -38,8 +38,10 @@ from .console import print_columns as print_columns
 from .console import shown_example as shown_example
 from .device import Device as Device
 from .device import choose_device as choose_device
+from .device import hardware_line as hardware_line
 from .device import peak_flops as peak_flops
 from .device import peak_memory_bytes as peak_memory_bytes
+from .device import reset_peak_memory as reset_peak_memory
 from .distributed import barrier as barrier
 from .distributed import gather_dict as gather_dict
 from .distributed import init_distributed as init_distributed
@@ -163,6 +165,7 @@ __all__ = [
     "file_model",
     "format_versions",
     "gather_dict",
+    "hardware_line",
     "hash_digests",
     "hash_files",
     "hash_json",
@@ -192,6 +195,7 @@ __all__ = [
     "refuse_not_json",
     "refuse_unwritable",
     "require_record",
+    "reset_peak_memory",
     "run_environment",
     "run_script",
     "sealed",

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
-from domain_tokens.runs import Device, TrainingSection, peak_memory_bytes, world_size
-from domain_tokens.training.loss import summed_loss, to_device
+from domain_tokens.runs import (
+    Device,
+    TrainingSection,
+    peak_memory_bytes,
+    reset_peak_memory,
+    world_size,
+)
+from domain_tokens.training.loss import half_precision, summed_loss, to_device
 from domain_tokens.training.step_plan import StepPlan
 from domain_tokens.training.trainer import MicroBatches
 
@@ -26,11 +32,10 @@ def dry_run_estimate(
 
     Memory adds the two moments of AdamW in fp32.
     """
-    import torch
-
     device, dtype = chosen
     without_dropout(model)
     model.to(device)
+    reset_peak_memory(device)
     parts = [rows for step in plan.steps[:8] for rows in step]
     sizes = [sum(len(examples[i].input_ids) for row in rows for i in row) for rows in parts]
     largest = max(range(len(parts)), key=sizes.__getitem__)
@@ -40,7 +45,7 @@ def dry_run_estimate(
     with packed_tokens(model), without_head(model) as head:
         for _ in range(2):  # the first call warms up
             start = time.perf_counter()
-            with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with half_precision(device, dtype):
                 loss = summed_loss(model, inputs, head)
             loss.backward()
             float(loss.detach())  # waits for the device

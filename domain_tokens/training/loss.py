@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 def as_tensors(batch: MicroBatch) -> dict[str, Any]:
     """Return what a forward pass needs.
 
-    ids and positions [B, T], keep bool [B, T], targets [N]; starts [D + 1] and longest say where
-    the documents lie.
+    ids and positions [B, T]; keep [N], where in the rows, read one after another, targets [N] have
+    loss; starts [D + 1] and longest say where the documents lie.
     """
-    targets = torch.from_numpy(batch.targets)
+    targets = torch.from_numpy(batch.targets).flatten()
     positions = torch.from_numpy(batch.position_ids)
-    keep = targets != IGNORED
+    keep = (targets != IGNORED).nonzero()[:, 0]
     return {
         "input_ids": torch.from_numpy(batch.input_ids),
         "position_ids": positions,
@@ -45,25 +45,45 @@ def as_tensors(batch: MicroBatch) -> dict[str, Any]:
 
 
 def to_device(inputs: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return inputs with their tensors on a device."""
-    return {n: v.to(device) if torch.is_tensor(v) else v for n, v in inputs.items()}
+    """Return inputs with their tensors on a device; the host does not wait for the copies."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    if device == "cpu":
+        return dict(inputs)
+    return {n: moved(v) if torch.is_tensor(v) else v for n, v in inputs.items()}
 
 
-def hidden_states(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+def half_precision(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Return the context in which products are bf16, if that is the type; else nothing changes."""
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def hidden_states(
+    model: torch.nn.Module, inputs: dict[str, Any], head: torch.nn.Linear | None
+) -> torch.Tensor:
     """Return what the model gives at supervised positions: [N, W] within `without_head`, or logits.
 
-    No attention mask and no cache: only then do restarting positions keep packed documents apart.
+    head: what `without_head` yielded. No attention mask and no cache: only then do restarting
+    positions keep packed documents apart.
     """
     plain: Any = getattr(model, "module", model)  # under DDP
     own = plain.config._attn_implementation == PACKED_ATTENTION
+    shape = inputs["input_ids"].shape
+    if head is None:  # logits are not computed where nobody asks for them
+        known = torch.zeros(shape.numel(), dtype=torch.bool, device=inputs["keep"].device)
+        known[inputs["keep"]] = True
     output = model(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
-        logits_to_keep=inputs["keep"],
+        logits_to_keep=known.view(shape) if head is None else 0,
         use_cache=False,
         **({"starts": inputs["starts"], "longest": inputs["longest"]} if own else {}),
     )
-    return output.logits.flatten(0, -2)
+    found = output.logits.flatten(0, -2)
+    # Indices, not a mask of truths: the host would wait to know how many are true.
+    return found if head is None else found.index_select(0, inputs["keep"])
 
 
 def summed_loss(
@@ -73,7 +93,7 @@ def summed_loss(
 
     head: the output layer that `without_head` took away, or None where the model has its own.
     """
-    found = hidden_states(model, inputs)
+    found = hidden_states(model, inputs, head)
     if head is not None:
         return summed_cross_entropy(found, head.weight, inputs["targets"])
     return cross_entropy(found.float(), inputs["targets"], reduction="sum")
@@ -83,7 +103,7 @@ def summed_loss(
 def token_losses(model: "PreTrainedModel", inputs: dict[str, Any]) -> torch.Tensor:
     """Return the loss in nats of each supervised token, fp32 [N]."""
     with without_head(model) as head:
-        found = hidden_states(model, inputs)
+        found = hidden_states(model, inputs, head)
     if head is not None:
         return token_cross_entropy(found, head.weight, inputs["targets"])
     return cross_entropy(found.float(), inputs["targets"], reduction="none")
@@ -120,9 +140,7 @@ def evaluate_loss(
             grouped = [[chunk[i] for i in row] for row in rows]
             inputs = as_tensors(build_micro_batch(grouped, pad_id=pad_id))
             inputs = to_device(inputs, device.type)
-            bf16 = device.dtype == torch.bfloat16
-            half = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-            with half, packed_tokens(model):
+            with half_precision(*device), packed_tokens(model):
                 nats = token_losses(model, inputs).double().cpu().numpy()
             roles = np.concatenate([e.token_roles[1:] for row in grouped for e in row])
             roles = roles[roles > 0]

@@ -19,10 +19,12 @@ from domain_tokens.runs import (
     TrainingSection,
     choose_device,
     peak_memory_bytes,
+    reset_peak_memory,
+    world_size,
 )
 from domain_tokens.training.callbacks import StopWhenTold, TrainLog
 from domain_tokens.training.frozen_rows import frozen_rows
-from domain_tokens.training.loss import as_tensors, summed_loss
+from domain_tokens.training.loss import as_tensors, half_precision, summed_loss
 from domain_tokens.training.preflight import refuse_zero_rates
 from domain_tokens.training.step_plan import StepPlan, build_micro_batch, empty_micro_batch
 from domain_tokens.training.tracking import tensorboard_in
@@ -86,7 +88,9 @@ class SFTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return summed loss ÷ supervised tokens of the whole step; DDP's averaging is undone."""
-        total = summed_loss(model, inputs, self.head)
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        with half_precision(self.args.device.type, dtype):
+            total = summed_loss(model, inputs, self.head)
         return total / inputs["step_supervised"] * self.accelerator.num_processes
 
 
@@ -95,7 +99,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Translate our settings into Trainer's; defaults that have bitten people are written out."""
     (device, dtype), tracking = around.device, around.tracking
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=1,  # one item is one packed micro-batch
         gradient_accumulation_steps=plan.accumulation,
@@ -122,8 +126,13 @@ def training_arguments(
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=device == "cuda",
+        accelerator_config={"non_blocking": device == "cuda"},
         average_tokens_across_devices=False,  # the plan counts the tokens
     )
+    # Several GPUs that one process sees would become a DataParallel, which takes a packed row for
+    # a batch, and drops what does not divide: one is used, and `hardware_line` says so.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -159,7 +168,10 @@ def training_flops(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training run measured; seconds and loss cover all legs of a resumed run."""
+    """What a training run measured; seconds and loss cover all legs of a resumed run.
+
+    flops: of one process; peak_memory_bytes: of this one, on a GPU since the run began.
+    """
 
     train_loss: float
     seconds: float
@@ -187,6 +199,7 @@ def train(
         raise UserError("no training example is left; see the dropped counts and data.source")
     refuse_zero_rates(plan, settings)
     without_dropout(model)
+    reset_peak_memory(around.device.type)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
     with tensorboard_in(folder, around.tracking):
         trainer = SFTTrainer(
@@ -214,7 +227,8 @@ def train(
         train_loss=_mean_loss(trainer.state.log_history, done.training_loss),
         seconds=log.seconds,
         peak_memory_bytes=peak_memory_bytes(around.device.type),
-        flops=training_flops(model, examples, plan, body_trains=settings.train != "fact_rows"),
+        flops=training_flops(model, examples, plan, body_trains=settings.train != "fact_rows")
+        / world_size(),
     )
 
 
