@@ -22,7 +22,10 @@ from domain_tokens.runs import CARD_NAME, read_json, write_text
 STAGE_RESULTS = {"tulu_sft": "tulu_sft_results.json", "sft": "sft_results.json"}
 STAGE_NAMES = {"tulu_sft": "Tulu-3 SFT", "sft": "GSM8K SFT"}
 # Of a run card: what tells two runs apart without saying anything of the experiment.
-TECHNICAL = ("identity", "card_hash", "environment.threads", "sources", "path", "ancestors")
+TECHNICAL = (
+    *("identity", "card_hash", "environment.threads", "sources", "path", "ancestors"),
+    *("treatment.meanings", "treatment.draw", "treatment.facts"),
+)
 
 LABELS = {
     "a1": "A1, arithmetic",
