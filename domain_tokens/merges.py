@@ -73,7 +73,8 @@ def _most_alike(
         by_count[other].sort()
         for sequence in by_count[other]:
             cost = ratio + abs(length(sequence) - tokens) / tokens
-            if cost < least and not any(_may_overlap(sequence, c) for c in (*chosen, sequence)):
+            taken = sequence in chosen or cost >= least
+            if not taken and not any(_may_overlap(sequence, c) for c in (*chosen, sequence)):
                 best, least = sequence, cost
             if least == ratio:
                 break

@@ -285,6 +285,7 @@ def treatment_from(record: Mapping[str, Any] | None) -> Treatment | None:
             "read it with the code that wrote it"
         )
     merges = tuple(record["meanings"].items()) if record["name"] == "matched_merges" else ()
+    merges = tuple((row, merge) for row, merge in merges if row in record["facts"])
     treatment = Treatment(record["name"], frozenset(record["facts"]), merges)
     for key, expected in _expected(record, treatment).items():
         if record[key] != expected:

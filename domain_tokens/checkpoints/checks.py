@@ -10,6 +10,7 @@ from domain_tokens.checkpoints.hashes import checkpoint_hashes, refuse_changed, 
 from domain_tokens.checkpoints.lineage import BrokenLinkError, verify_checkpoint
 from domain_tokens.errors import UserError
 from domain_tokens.runs import SEAL, UNFINISHED_MARKER, read_json, read_sealed
+from domain_tokens.treatments import treatment_of
 from domain_tokens.vocabulary import FACTS, layout_of
 
 QUESTION = "What is 6 times 9?"
@@ -178,6 +179,9 @@ def check_answer(subject: CheckedFolder) -> str:
         subject.model, [prompt], eos_id=renderer.eos, max_new_tokens=NEW_TOKENS, batch_size=1
     )
     text = subject.tokenizer.decode(response.token_ids, skip_special_tokens=True)
+    treatment = treatment_of(subject.card)
+    if treatment is not None and not treatment.rows_are_facts:
+        text = treatment.read_back(text)
     return f"{QUESTION} {text!r} (stop: {response.stop})"
 
 

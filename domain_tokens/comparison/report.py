@@ -20,7 +20,10 @@ from domain_tokens.errors import UserError
 from domain_tokens.runs import write_text
 
 # Of a run card: what tells two runs apart without saying anything of the experiment.
-TECHNICAL = ("identity", "card_hash", "environment.threads", "sources", "path", "ancestors")
+TECHNICAL = (
+    *("identity", "card_hash", "environment.threads", "sources", "path", "ancestors"),
+    *("treatment.meanings", "treatment.draw", "treatment.facts"),
+)
 
 LABELS = {
     "a1": "A1, arithmetic",
