@@ -204,7 +204,7 @@ def test_a_planted_direct_effect_is_found_and_said_in_the_designs_words():
         "half_table",
         "a1",
     )
-    assert verdict["delta"] == row["delta"]
+    assert (verdict["delta"], verdict["direction"]) == (row["delta"], "higher")
     assert verdict["interval"] == row["interval"]
 
 
@@ -270,6 +270,16 @@ def test_facts_that_never_occur_are_left_out_and_named():
     assert row_of(report, "a1")["items"] == 43
     (note,) = [v for v in report["verdicts"] if "never occur" in v]
     assert note.startswith("2 of 45 facts never occur")
+
+
+def test_items_that_count_are_counted():
+    report = compared(study(2))
+    row, with_facts = row_of(report, "g1"), sum(map(bool, USED))
+    halves = [{FACTS.index(f) for f in draw_half(OCCURRENCES, seed)[0]} for seed in (0, 1)]
+    whole = [sum(set(u) <= h or not set(u) & h for u in USED if u) for h in halves]
+    assert (row["items"], row["in_one_half"], row["left_out"]) == (with_facts, whole, 0)
+    words = f"Of {with_facts} items whose solutions use facts, {whole[0]}, {whole[1]} (by seed)"
+    assert any(verdict.startswith(words) for verdict in report["verdicts"])
 
 
 def test_a_study_in_which_no_fact_occurs_is_refused():

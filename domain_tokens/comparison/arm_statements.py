@@ -93,6 +93,13 @@ def _beside(half: dict[str, Any]) -> Iterator[str]:
             parts.append(f"{words} {_amount(dose, row['unit'])} to what its token gains")
         if parts:
             yield f"Beside the half table of {row['endpoint']}, exploratory: {'; '.join(parts)}."
+        if row["endpoint"] == "g1":
+            shares = ", ".join(f"{count:,}" for count in row["in_one_half"])
+            words = f"; {row['left_out']:,} more use a fact that never occurs"
+            yield (
+                f"Of {row['items']:,} items whose solutions use facts, {shares} (by seed) have all "
+                f"of them in one half and count in g1{words if row['left_out'] else ''}."
+            )
         if row["randomisation_p"] is not None:
             yield (
                 f"Fisher's randomisation test of {row['endpoint']}, {row['redraws']:,} redraws of "

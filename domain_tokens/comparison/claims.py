@@ -31,7 +31,8 @@ class Verdict(_Data):
     """What may be said of one endpoint in one contrast.
 
     contrast: its name; first, second: the arms of which delta is the difference; over: what the
-    second arm is, in words. delta, interval, margin, detectable: in nats or as fractions (unit).
+    second arm is, in words. direction: of the first arm as observed, whatever is claimed.
+    delta, interval, margin, detectable: in nats or as fractions (unit).
     confidence: the interval's. p_holm: after Holm over the family of `role`. in_margin: the
     interval lies inside ±margin. detectable_limit: what no number of seeds gets below. seeds:
     independent lineages per arm; seeds_needed: what the margin would take, at least the plan's
@@ -46,6 +47,7 @@ class Verdict(_Data):
     second: str
     over: str = ""
     claim: Claim
+    direction: Literal["higher", "lower", "equal"]
     unit: Unit
     delta: float
     interval: tuple[float, float] | None

@@ -173,6 +173,7 @@ def _row(
         "evaluation": EVALUATIONS[endpoint],
         "unit": UNITS[endpoint],
         "items": m.uses.shape[0],
+        "left_out": int((~m.kept).sum()),  # units that use a fact which never occurs
         "in_one_half": (m.signs != 0).sum(axis=1).tolist(),
         "with_token": float(m.with_token.mean()),
         "without_token": float(m.without_token.mean()),

@@ -120,6 +120,7 @@ def judge(
         second=contrast.second,
         over=contrast.over,
         claim=_claim(row, plan, context, inside=inside),
+        direction="equal" if row["delta"] == 0 else "higher" if row["delta"] > 0 else "lower",
         unit=row["unit"],
         delta=row["delta"],
         interval=None if interval is None else tuple(interval),
