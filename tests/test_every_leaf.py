@@ -202,7 +202,9 @@ def test_lines_that_the_results_do_not_name_are_refused(chain, kind):
         before = path.read_bytes()
         for changed in (before.replace(b"1", b"2", 1), before[: before[:-1].rindex(b"\n") + 1]):
             path.write_bytes(changed)
-            assert path.name in (complaint(chain, path) or "")
+            said = complaint(chain, path) or ""
+            results = f"{path.name.partition('_')[0]}_results.json says"  # of fewer items
+            assert path.name in said or results in said
         path.write_bytes(before)
 
 

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain_tokens.answers import extract_strict, gold
+from domain_tokens.comparison.runs import load_run
 from domain_tokens.data.corpora import load_problems, load_questions
 from domain_tokens.data.rationales import as_problem_row, equations_of, split_line
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation.verification import verify_data
 from domain_tokens.injection import find_facts, inject
-from tests.conftest import ROOT
+from domain_tokens.runs.files import read_json, read_lines
+from tests.conftest import ROOT, call
 from tests.rows import problem_row, write_jsonl
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -290,3 +293,87 @@ def test_all_of_svamp_is_read():
         without += "<<" not in problem.answer
     assert without == 3
     assert sum(bool(find_facts(problem.answer)) for problem in loaded.items) == 13
+
+
+# --- through the stages ---------------------------------------------------------------------------
+
+
+def fine_tune(demo, folder, source, *more):
+    """Train the GSM8K stage of the small demo on a file; return its results."""
+    words = ["--model-path", demo / "sft_tulu_mul_tokens", "--output-dir", demo / folder]
+    words += ["--condition", "mul_tokens", "--inject-mul-tokens", "--set", f"data.source={source}"]
+    words += ["--config", "sft/configs/demo/gsm8k.yaml", "--set", "training.max_val_samples=0"]
+    words += ["--set", "training.warmup_ratio=0", "--set", "data.validation_source=null"]
+    assert call("sft/sft_gsm8k.py", *words, *more) == 0
+    results = read_json(demo / folder / "sft_results.json")
+    assert read_json(demo / folder / "run_card.json")["config"] == results["config"]
+    return results
+
+
+def test_a_stage_trains_on_the_rationale_that_its_card_names(demo, capsys):
+    """The same problems in the same order, in fewer tokens; kept data of one are not the other's."""
+    source = demo / "data" / "train.jsonl"
+    short = ["--set", "data.rationale=equations"]
+    full = fine_tune(demo, "full", source)
+    capsys.readouterr()
+    equations = fine_tune(demo, "equations", source, *short)
+    out = capsys.readouterr().out
+    assert "prepared data:" not in out
+    assert "solutions have no equation; they keep their answer alone" in out
+    assert equations["order_digest"] == full["order_digest"]
+    assert equations["supervised_tokens"] < full["supervised_tokens"]
+    assert equations["injected_tokens"] > 0
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    bare = sum("<<" not in row["answer"] for row in rows)
+    assert bare > 0
+    counts = [r["solutions_without_equations"] for r in (full, equations)]
+    assert counts == [None, bare]
+    cards = [read_json(demo / name / "run_card.json") for name in ("full", "equations")]
+    assert cards[0]["data"]["train"] != cards[1]["data"]["train"]
+    assert [c["config"]["data"]["rationale"] for c in cards] == ["full", "equations"]
+    again = fine_tune(demo, "again", source, *short)
+    assert "prepared data:" in capsys.readouterr().out
+    assert again["solutions_without_equations"] == bare
+
+
+def test_a_text_file_of_gsm8k_aug_trains_a_stage(demo):
+    """Decontaminated against the questions that are named, and its malformed lines named."""
+    asked = json.loads((demo / "data" / "test.jsonl").read_text().splitlines()[0])["question"]
+    lines = [f"How many are {n} boxes of 7?||<<{n}*7={n * 7}>> #### {n * 7}" for n in range(1, 33)]
+    lines += ["no separator", f"{asked}||<<1+1=2>> #### 2"]
+    (demo / "aug.txt").write_text("\n".join(lines) + "\n")
+    against = ["--set", f"data.decontaminate_against={demo / 'data' / 'test.jsonl'}"]
+    results = fine_tune(demo, "aug", demo / "aug.txt", *against)
+    assert results["dropped"] == {"malformed_line": 1, "repeats_test_question": 1}
+    assert results["irregular_rows"] == {"malformed_line": [33]}
+    assert (results["total_train_samples"], results["injected_examples"]) == (32, 9)
+
+
+def test_a_chat_stage_has_no_equations(demo, capsys):
+    words = ["--model-path", demo / "hf_baseline", "--output-dir", demo / "chat", "--condition"]
+    words += ["baseline", "--config", "sft/configs/demo/tulu.yaml"]
+    words += ["--set", f"data.source={demo / 'data' / 'chat.jsonl'}"]
+    words += ["--set", f"data.decontaminate_against={demo / 'data' / 'test.jsonl'}"]
+    assert call("sft/sft_tulu.py", *words, "--set", "data.rationale=equations") == 2
+    assert "data.rationale=equations is of the GSM8K stage" in capsys.readouterr().err
+    assert not (demo / "chat").exists()
+
+
+def test_svamp_goes_through_the_ordinary_evaluation(demo):
+    """With its own config; the folder is verified against the file like any other."""
+    rows = [
+        svamp("( 8.0 * 4.0 )", 32.0),
+        svamp("( 8.0 - 3.0 )", 5.0, ID="chal-2", Body="Of 8, 3 go"),
+    ]
+    (demo / "SVAMP.json").write_text(json.dumps(rows))
+    model, folder = demo / "sft_gsm8k_mul_tokens", demo / "svamp"
+    words = ["--model-path", model, "--output-dir", folder, "--condition", "mul_tokens"]
+    words += ["--config", "eval/configs/svamp.yaml", "--set", f"data.source={demo / 'SVAMP.json'}"]
+    words += ["--max-new-tokens", 6, "--set", "evaluation.rationales=2"]
+    assert call("eval/run_gsm8k.py", *words) == 0
+    items = {item["id"]: item for item in read_lines(folder / "gsm8k_items.jsonl")}
+    assert {i: item["gold"] for i, item in items.items()} == {"chal-1": "32", "chal-2": "5"}
+    assert {i: item["applicable"] for i, item in items.items()} == {"chal-1": True, "chal-2": False}
+    assert items["chal-2"]["prompt"] == "Of 8, 3 go How many?"
+    run = load_run(folder, condition="mul_tokens")
+    assert verify_data(run.evaluations["gsm8k"].results, model) == "2 questions and golds"
