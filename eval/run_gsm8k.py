@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import evaluation, runs
+from domain_tokens import evaluation, inference, runs
 from domain_tokens.answers import refuse_unreadable
 from domain_tokens.data import Problem, load_problems
 from domain_tokens.runs import COUNT, Parser, add_evaluation_arguments, overrides_of, run_script
@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     seed = evaluation.resolved_rationale_seed(settings, subject.folder)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
+    if settings.rationales:
+        decode["sampler"] = inference.SAMPLER_VERSION
     card = evaluation.evaluation_card(
         args, subject, stage="gsm8k", decode=decode, data=data, reading=reading
     )

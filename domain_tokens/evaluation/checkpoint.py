@@ -24,7 +24,9 @@ from domain_tokens.runs import (
     code_hash,
     code_identity,
     format_versions,
+    hardware_line,
     init_distributed,
+    is_main_process,
     run_environment,
 )
 from domain_tokens.vocabulary import Layout, layout_of
@@ -49,6 +51,8 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     check_parent(folder, condition=condition, cross_base=False)
     init_distributed()
     device, dtype = choose_device(precision)
+    if is_main_process():
+        print(hardware_line(device, dtype), flush=True)
     tokenizer = load_tokenizer(folder)
     try:
         layout = layout_of(tokenizer)

@@ -3,11 +3,13 @@ from .decoder import Response as Response
 from .decoder import generate as generate
 from .log_probs import continuation_log_probs as continuation_log_probs
 from .log_probs import next_token_mass as next_token_mass
+from .noise import SAMPLER_VERSION as SAMPLER_VERSION
 from .sampling import GREEDY as GREEDY
 from .sampling import Sampling as Sampling
 
 __all__ = [
     "GREEDY",
+    "SAMPLER_VERSION",
     "Response",
     "Sampling",
     "continuation_log_probs",

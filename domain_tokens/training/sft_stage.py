@@ -28,13 +28,13 @@ from domain_tokens.runs import (
     code_hash,
     code_identity,
     format_versions,
+    hardware_line,
     is_main_process,
     open_workspace,
     peak_flops,
     read_json,
     run_environment,
     sealed,
-    world_size,
     write_json,
 )
 from domain_tokens.training.stage_data import _validation_drops, prepare_stage, source_files
@@ -166,8 +166,8 @@ def _load(stage: OpenStage) -> _Loaded:
     from transformers import set_seed
 
     from domain_tokens.checkpoints import begin_fact_rows
+    from domain_tokens.training.gpu_memory import plan_run
     from domain_tokens.training.preflight import refuse_unfit_to_train
-    from domain_tokens.training.step_plan import plan_steps
 
     settings, parent = stage.config.training, Path(stage.args.model_path)
     set_seed(settings.seed)
@@ -178,7 +178,7 @@ def _load(stage: OpenStage) -> _Loaded:
     renderer = _renderer(stage, tokenizer)
     data = prepare_stage(stage.args, stage.config, stage.load, renderer, inject=stage.inject)
     _refuse_without_facts(stage, data)
-    plan = plan_steps(data.train, settings, processes=world_size())
+    plan = plan_run(model, data.train, settings)
     return _Loaded(model, tokenizer, data, plan, began)
 
 
@@ -196,6 +196,7 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
 
     loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
     model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
+    print(hardware_line(*choose_device(settings.precision)))
     print(f"{_announcement(data, plan, settings)}\n{fact_rows_in_words(loaded.began)}", flush=True)
     print(shown_example(tokenizer, data.train[plan.order[0]]), flush=True)
     if stage.args.dry_run:
