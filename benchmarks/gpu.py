@@ -82,7 +82,7 @@ class Sizes:
         self.train_rows, self.steps = (8, 4) if tiny else (32, 40)
         self.chat_rows = 4 if tiny else 32
         self.prompts, self.slots, self.new = (6, 4, 8) if tiny else (256, 128, 128)
-        self.scored, self.compared = (6, 4) if tiny else (512, 24)
+        self.scored, self.compared = (6, 4) if tiny else (512, 12)
         self.device, self.dtype = choose_device("auto")
 
     def model(self, *, small: bool = False, dtype: torch.dtype | None = None) -> Any:
@@ -209,15 +209,14 @@ class OwnSteps:
 
     def __init__(self, sizes: Sizes, examples: list[Any], *overrides: str):
         from domain_tokens.modeling import fuse_activations, without_dropout
-        from domain_tokens.training import plan_steps
-        from domain_tokens.training.trainer import MicroBatches
+        from domain_tokens.training import MicroBatches, plan_run
 
         self._sizes = sizes
         self.model = sizes.model().to(sizes.device).train()
         fuse_activations(self.model)
         without_dropout(self.model)
         settings = settings_for(len(examples), *overrides)
-        self.plan = plan_steps(examples, settings)
+        self.plan = plan_run(self.model, examples, settings, choose_device(settings.precision))
         data = MicroBatches(examples, self.plan, pad_id=0)
         self.items = [data[i] for i in range(len(data))]
         options: dict[str, Any] = {"lr": 2e-5, "weight_decay": 0.01, "fused": True}
@@ -226,7 +225,7 @@ class OwnSteps:
     def __call__(self) -> None:
         """Train one optimizer step of all rows."""
         from domain_tokens.modeling import packed_tokens, without_head
-        from domain_tokens.training.loss import summed_loss, to_device
+        from domain_tokens.training import summed_loss, to_device
 
         half = self._sizes.dtype == torch.bfloat16
         with packed_tokens(self.model), without_head(self.model) as head:
@@ -245,14 +244,14 @@ def trainer_step(sizes: Sizes, examples: list[Any]) -> float:
     import json
 
     from domain_tokens.modeling import fuse_activations
-    from domain_tokens.training import plan_steps, train
+    from domain_tokens.training import plan_run, train
 
     model = sizes.model().to(sizes.device)
     fuse_activations(model)
     every = max(1, sizes.steps // 4)
     epochs = f"training.num_epochs={sizes.steps}"
     settings = settings_for(len(examples), epochs, f"training.logging_steps={every}")
-    plan = plan_steps(examples, settings)
+    plan = plan_run(model, examples, settings, choose_device(settings.precision))
     with tempfile.TemporaryDirectory() as folder:
         train(model, examples, plan, settings, Path(folder))
         lines = (Path(folder) / "train_log.jsonl").read_text().splitlines()
@@ -389,7 +388,7 @@ def correctness(sizes: Sizes) -> None:
     """Compare tokens of a small fp32 model on the GPU and on the CPU, and bf16 across batches."""
     from domain_tokens.inference import GREEDY, Sampling, generate
 
-    count = 6 if sizes.tiny else 48
+    count = 6 if sizes.tiny else 32
     prompts = prompts_like_gsm8k(count, tiny=sizes.tiny)
     row("correctness", "equal responses", "of")
 
@@ -496,12 +495,16 @@ def profiled(name: str, run: Callable[[], Any], *, units: int, unit: str) -> Non
     sys.stdout.flush()
 
 
-def profiles(sizes: Sizes) -> None:
-    """Profile a training step, a decoding in each way, and scoring."""
-    from domain_tokens.inference import GREEDY, Sampling, continuation_log_probs, generate
-
+def training_profile(sizes: Sizes) -> None:
+    """Profile training steps."""
     own = OwnSteps(sizes, examples_like("gsm8k", sizes.train_rows, tiny=sizes.tiny))
     profiled("training step, gsm8k", lambda: (own(), own(), own()), units=3, unit="step")
+
+
+def decoding_profile(sizes: Sizes) -> None:
+    """Profile a decoding in each way, and scoring."""
+    from domain_tokens.inference import GREEDY, Sampling, continuation_log_probs, generate
+
     model = sizes.model(dtype=sizes.dtype).to(sizes.device).eval()
     prompts = prompts_like_gsm8k(sizes.slots, tiny=sizes.tiny)
     new = 8 if sizes.tiny else 24
@@ -534,10 +537,11 @@ def attempt(name: str, run: Callable[[], Any]) -> None:
 SECTIONS: dict[str, Callable[[Sizes], None]] = {
     "environment": environment,
     "training": training,
+    "training-profile": training_profile,
+    "decoding": decoding,
+    "decoding-profile": decoding_profile,
     "scoring": scoring,
     "correctness": correctness,
-    "decoding": decoding,
-    "profiles": profiles,
 }
 
 

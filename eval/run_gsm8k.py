@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens import evaluation, runs
+from domain_tokens import evaluation, inference, runs
 from domain_tokens.answers import refuse_unreadable
 from domain_tokens.data import Problem, load_problems
 from domain_tokens.runs import COUNT, Parser, add_forbidding_argument, run_script
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     evaluation.refuse_other_data_treatment(subject.folder, config.data)
     seed = evaluation.resolved_rationale_seed(settings, subject)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
+    if settings.rationales:
+        decode["sampler"] = inference.SAMPLER_VERSION
     card = evaluation.evaluation_card(
         run, subject, stage="gsm8k", decode=decode, data=data, reading=reading
     )

@@ -16,7 +16,7 @@ from domain_tokens.evaluation.checkpoint import evaluation_identity
 from domain_tokens.evaluation.verification import verify_results, verify_tokens
 from domain_tokens.inference.decoder import _Scheduler, generate
 from domain_tokens.inference.forced_tokens import Calculator, Constraints, result_of
-from domain_tokens.inference.sampling import GREEDY, Sampling, _sample
+from domain_tokens.inference.sampling import GREEDY, Sampling
 from domain_tokens.injection import find_facts
 from domain_tokens.runs.files import read_json, read_lines
 from tests.conftest import call, edit
@@ -143,11 +143,11 @@ def naively(model, prompts, constraints, sampling):
         while len(written) < LENGTH:
             with torch.no_grad():
                 logits = model(torch.tensor([[*prompt, *written]]), use_cache=False).logits[:, -1]
-            key = (*sampling.stream(index), len(written))
+            place = torch.tensor([len(written)])
+            keys = noise_keys(torch.tensor([sampling.stream(index)]), place)
 
-            def pick(logits, key=key):
-                greedy = sampling.temperature == 0
-                return logits.argmax(-1) if greedy else _sample(logits, [key], sampling)
+            def pick(logits, keys=keys):
+                return choose(logits, keys, sampling)
 
             (token,) = constraints.choose(logits, [written], pick)
             if token == 0:

@@ -29,7 +29,9 @@ from domain_tokens.runs import (
     code_hash,
     code_identity,
     format_versions,
+    hardware_line,
     init_distributed,
+    is_main_process,
     require_record,
     run_environment,
 )
@@ -68,6 +70,8 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     verified = check_parent(folder, condition=condition, cross_base=False)
     init_distributed()
     device = choose_device(precision)
+    if is_main_process():
+        print(hardware_line(*device), flush=True)
     tokenizer = load_tokenizer(folder)
     try:
         layout = layout_of(tokenizer)

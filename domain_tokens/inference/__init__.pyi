@@ -5,11 +5,13 @@ from .forced_tokens import Calculator as Calculator
 from .forced_tokens import Constraints as Constraints
 from .log_probs import continuation_log_probs as continuation_log_probs
 from .log_probs import next_token_mass as next_token_mass
+from .noise import SAMPLER_VERSION as SAMPLER_VERSION
 from .sampling import GREEDY as GREEDY
 from .sampling import Sampling as Sampling
 
 __all__ = [
     "GREEDY",
+    "SAMPLER_VERSION",
     "Calculator",
     "Constraints",
     "Response",

@@ -1,3 +1,6 @@
+from .gpu_memory import plan_run as plan_run
+from .loss import summed_loss as summed_loss
+from .loss import to_device as to_device
 from .pretraining import SHAPES as SHAPES
 from .pretraining import load_examples as load_examples
 from .pretraining import new_model as new_model
@@ -10,12 +13,14 @@ from .stage_run import StageRun as StageRun
 from .stage_run import add_stage_arguments as add_stage_arguments
 from .stage_run import parse_stage as parse_stage
 from .step_plan import plan_steps as plan_steps
+from .trainer import MicroBatches as MicroBatches
 from .trainer import Surroundings as Surroundings
 from .trainer import train as train
 from .trainer import training_flops as training_flops
 
 __all__ = [
     "SHAPES",
+    "MicroBatches",
     "StageRun",
     "Surroundings",
     "add_stage_arguments",
@@ -23,11 +28,14 @@ __all__ = [
     "new_model",
     "open_stage",
     "parse_stage",
+    "plan_run",
     "plan_steps",
     "pretrain",
     "run_stage",
     "stage_summary",
+    "summed_loss",
     "test_questions",
+    "to_device",
     "train",
     "training_flops",
 ]

@@ -24,11 +24,11 @@ from domain_tokens.runs import (
     code_hash,
     code_identity,
     format_versions,
+    hardware_line,
     is_main_process,
     open_workspace,
     peak_flops,
     run_environment,
-    world_size,
 )
 from domain_tokens.training.stage_data import _validation_drops, prepare_stage, source_files
 from domain_tokens.training.stage_run import StageRun
@@ -134,8 +134,8 @@ def _load(stage: OpenStage) -> _Loaded:
     from transformers import set_seed
 
     from domain_tokens.checkpoints import begin_fact_rows
+    from domain_tokens.training.gpu_memory import plan_run
     from domain_tokens.training.preflight import refuse_unfit_to_train
-    from domain_tokens.training.step_plan import plan_steps
 
     settings, parent = stage.config.training, stage.run.model_path
     device = choose_device(settings.precision)
@@ -151,7 +151,7 @@ def _load(stage: OpenStage) -> _Loaded:
     renderer = _renderer(stage, tokenizer, treatment_from(written))
     data = prepare_stage(stage.run, stage.load, renderer, parent=stage.parent, treatment=written)
     refuse_without_facts(stage, data, treatment)
-    plan = plan_steps(data.train, settings, processes=world_size())
+    plan = plan_run(model, data.train, settings, device)
     return _Loaded(device, model, tokenizer, data, plan, began, treatment)
 
 
@@ -170,6 +170,7 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
 
     loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
     model, tokenizer, data, plan = loaded.model, loaded.tokenizer, loaded.data, loaded.plan
+    print(hardware_line(*loaded.device))
     told = [_announcement(data, plan, settings), treatment_in_words(loaded.treatment)]
     print(*filter(None, [*told, fact_rows_in_words(loaded.began)]), sep="\n", flush=True)
     print(shown_example(tokenizer, data.train[plan.order[0]]), flush=True)

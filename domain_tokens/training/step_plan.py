@@ -28,12 +28,16 @@ class StepPlan:
 
 
 def plan_steps(
-    examples: Sequence[Example], settings: TrainingSection, *, processes: int = 1
+    examples: Sequence[Example],
+    settings: TrainingSection,
+    *,
+    processes: int = 1,
+    rows_at_once: int | None = None,
 ) -> StepPlan:
     """Plan a run: a step is batch_size × accumulation examples, an epoch's last may be less.
 
     The order depends on the examples' ids, the seed and the epoch alone. At most batch_size rows
-    of max_length tokens are in memory at once, as in a run that pads.
+    of max_length tokens are in memory at once, as in a run that pads; rows_at_once allows others.
     """
     step_size = settings.batch_size * settings.gradient_accumulation_steps
     ids = [example.id for example in examples]
@@ -46,7 +50,7 @@ def plan_steps(
         parts = split_step(
             [len(examples[i].input_ids) for i in chunk],
             max_length=settings.max_length,
-            rows_at_once=settings.batch_size,
+            rows_at_once=rows_at_once or settings.batch_size,
             processes=processes,
             packing=settings.packing,
         )
