@@ -268,7 +268,7 @@ def test_facts_that_never_occur_are_left_out_and_named():
     report = compared(study(occurrences=never))
     assert report["half_table"]["left_out"] == [FACTS[3], FACTS[40]]
     assert row_of(report, "a1")["items"] == 43
-    (note,) = [v for v in report["verdicts"] if "never occur" in v]
+    (note,) = [v for v in report["verdicts"] if "facts never occur" in v]
     assert note.startswith("2 of 45 facts never occur")
 
 
