@@ -16,7 +16,8 @@ from domain_tokens.evaluation.checkpoint import evaluation_identity
 from domain_tokens.evaluation.verification import verify_results, verify_tokens
 from domain_tokens.inference.decoder import _Scheduler, generate
 from domain_tokens.inference.forced_tokens import Calculator, Constraints, result_of
-from domain_tokens.inference.sampling import GREEDY, Sampling
+from domain_tokens.inference.noise import noise_keys
+from domain_tokens.inference.sampling import GREEDY, Sampling, choose
 from domain_tokens.injection import find_facts
 from domain_tokens.runs.files import read_json, read_lines
 from tests.conftest import call, edit
