@@ -311,7 +311,7 @@ def fine_tune(demo, folder, source, *more):
 
 
 def test_a_stage_trains_on_the_rationale_that_its_card_names(demo, capsys):
-    """The same problems in the same order, in fewer tokens; kept data are of one only."""
+    """The same problems in the same order, in fewer tokens; kept data are not mixed up."""
     source = demo / "data" / "train.jsonl"
     short = ["--set", "data.rationale=equations"]
     full = fine_tune(demo, "full", source)
