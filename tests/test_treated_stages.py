@@ -11,11 +11,12 @@ from domain_tokens.checkpoints.folder import read_card
 from domain_tokens.checkpoints.lineage import BrokenLinkError, verify_checkpoint, verify_evaluation
 from domain_tokens.comparison.must_equal import find_differences
 from domain_tokens.comparison.runs import load_run
+from domain_tokens.data.demo_corpora import write_demo_corpora
 from domain_tokens.errors import UserError
-from domain_tokens.evaluation import verify_data, verify_tokens
+from domain_tokens.evaluation.verification import verify_data, verify_tokens
 from domain_tokens.runs.files import read_json, read_lines
 from domain_tokens.treatments import draw_half, treatment_of
-from tests.conftest import call, edit
+from tests.conftest import ROOT, call, edit
 
 CHAT = ("sft/sft_tulu.py", "sft/configs/demo/tulu.yaml", "chat", "test", "decontaminate_against")
 PROBLEMS = ("sft/sft_gsm8k.py", "sft/configs/demo/gsm8k.yaml", "train", "test", "validation_source")
@@ -44,12 +45,29 @@ def named(name, which):
 
 
 @pytest.fixture(scope="module")
-def root(experiment, tmp_path_factory):
-    """The small demo with a lineage of `operands` of half A, to its evaluation."""
-    root = Path(shutil.copytree(experiment / "demo", tmp_path_factory.mktemp("treated") / "demo"))
-    assert stage(root, CHAT, "hf_mul_tokens", "tulu", *named("operands", "half_a")) == 0
-    assert stage(root, PROBLEMS, "tulu", "gsm8k") == 0
-    assert evaluate(root, "gsm8k", "eval") == 0
+def root(tmp_path_factory):
+    """A small base and a lineage of `operands` of half A from it, to its evaluation."""
+    root = tmp_path_factory.mktemp("treated")
+    sizes = {"pretraining": 60, "chat": 60, "train": 60, "test": 8}
+    patch = pytest.MonkeyPatch()
+    patch.setattr("domain_tokens.data.demo_corpora.SIZES", sizes)
+    patch.chdir(ROOT)
+    try:
+        write_demo_corpora(root / "data", seed=42)
+        words = ["--from", "sft/configs/demo/base.yaml", "--condition", "mul_tokens"]
+        words += [
+            "--tokenizer",
+            root / "data" / "tokenizer",
+            "--output-dir",
+            root / "hf_mul_tokens",
+        ]
+        words += ["--set", f"data.source={root / 'data' / 'pretraining.jsonl'}"]
+        assert call("scripts/make_base.py", *words) == 0
+        assert stage(root, CHAT, "hf_mul_tokens", "tulu", *named("operands", "half_a")) == 0
+        assert stage(root, PROBLEMS, "tulu", "gsm8k") == 0
+        assert evaluate(root, "gsm8k", "eval") == 0
+    finally:
+        patch.undo()
     return root
 
 
