@@ -209,8 +209,7 @@ class OwnSteps:
 
     def __init__(self, sizes: Sizes, examples: list[Any], *overrides: str):
         from domain_tokens.modeling import fuse_activations, without_dropout
-        from domain_tokens.training.gpu_memory import plan_run
-        from domain_tokens.training.trainer import MicroBatches
+        from domain_tokens.training import MicroBatches, plan_run
 
         self._sizes = sizes
         self.model = sizes.model().to(sizes.device).train()
@@ -226,7 +225,7 @@ class OwnSteps:
     def __call__(self) -> None:
         """Train one optimizer step of all rows."""
         from domain_tokens.modeling import packed_tokens, without_head
-        from domain_tokens.training.loss import summed_loss, to_device
+        from domain_tokens.training import summed_loss, to_device
 
         half = self._sizes.dtype == torch.bfloat16
         with packed_tokens(self.model), without_head(self.model) as head:
@@ -245,8 +244,7 @@ def trainer_step(sizes: Sizes, examples: list[Any]) -> float:
     import json
 
     from domain_tokens.modeling import fuse_activations
-    from domain_tokens.training import train
-    from domain_tokens.training.gpu_memory import plan_run
+    from domain_tokens.training import plan_run, train
 
     model = sizes.model().to(sizes.device)
     fuse_activations(model)

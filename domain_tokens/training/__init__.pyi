@@ -1,3 +1,6 @@
+from .gpu_memory import plan_run as plan_run
+from .loss import summed_loss as summed_loss
+from .loss import to_device as to_device
 from .pretraining import SHAPES as SHAPES
 from .pretraining import load_examples as load_examples
 from .pretraining import new_model as new_model
@@ -9,21 +12,26 @@ from .sft_stage import run_stage as run_stage
 from .sft_stage import stage_summary as stage_summary
 from .stage_data import test_questions as test_questions
 from .step_plan import plan_steps as plan_steps
+from .trainer import MicroBatches as MicroBatches
 from .trainer import train as train
 from .trainer import training_flops as training_flops
 
 __all__ = [
     "SHAPES",
     "STAGE_FLAGS",
+    "MicroBatches",
     "add_stage_arguments",
     "load_examples",
     "new_model",
     "open_stage",
+    "plan_run",
     "plan_steps",
     "pretrain",
     "run_stage",
     "stage_summary",
+    "summed_loss",
     "test_questions",
+    "to_device",
     "train",
     "training_flops",
 ]
