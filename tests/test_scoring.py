@@ -46,7 +46,7 @@ def test_scores_are_those_of_a_plain_forward_pass(model, cases):
 def test_texts_with_one_continuation_are_read_packed(model, cases, most, able):
     """G1 scores sixteen rationales a question; padded and masked they cost as much as sampling."""
     with pytest.MonkeyPatch.context() as patch:
-        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", most)
+        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": most})
         patch.setattr(type(model), "_supports_attention_backend", able)
         found = continuation_log_probs(model, [p for p, _ in cases], [[c] for _, c in cases])
     wanted = [[plainly(model, prompt, continuation)] for prompt, continuation in cases]

@@ -1,0 +1,98 @@
+"""What only a real GPU can show: values. `pytest -m gpu`; skipped where there is none."""
+
+import pytest
+import torch
+
+from domain_tokens.inference.decoder import generate
+from domain_tokens.inference.log_probs import continuation_log_probs
+from domain_tokens.inference.noise import _uniforms, noise_keys, uniforms
+from domain_tokens.inference.sampling import GREEDY, Sampling
+from domain_tokens.modeling import packed_tokens, without_head
+from domain_tokens.modeling.output_layer import fp32_product
+from domain_tokens.training.loss import half_precision, summed_loss, to_device
+from domain_tokens.training.step_plan import plan_steps
+from domain_tokens.training.trainer import MicroBatches
+from tests.conftest import tiny_llama
+from tests.test_packing import random_examples
+from tests.test_training import SETTINGS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+EXAMPLES = random_examples(9, seed=3, low=3, high=20)
+PROMPTS = [e.input_ids.tolist() for e in EXAMPLES]
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request, tiny_model):
+    return tiny_model.eval() if request.param == "gpt2" else tiny_llama().eval()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, seed=5), Sampling(1.0, 50, 0.9)])
+def test_both_devices_write_the_same_in_fp32(model, sampling):
+    def run(size):
+        words = {"eos_id": 50256, "max_new_tokens": 40, "batch_size": size, "sampling": sampling}
+        return generate(model, PROMPTS, **words)
+
+    wanted = run(3)
+    model.cuda()
+    for size in (1, 4, 9):
+        assert run(size) == wanted
+
+
+def test_graphs_and_passes_of_any_shape_write_the_same_in_bf16(model, monkeypatch):
+    from domain_tokens.inference.forward import PackedForward
+
+    model = model.cuda().bfloat16()
+    words = {"eos_id": -1, "max_new_tokens": 40, "batch_size": 4}
+    found = generate(model, PROMPTS, **words)
+    again = generate(model, PROMPTS, **words)
+    assert found == again
+    monkeypatch.setattr(PackedForward, "capturable", property(lambda self: False))
+    slow = generate(model, PROMPTS, **words)
+    assert sum(a == b for a, b in zip(found, slow, strict=True)) >= len(PROMPTS) - 2  # near ties
+
+
+def test_noise_is_the_same_bits_on_both_devices():
+    keys = noise_keys(torch.arange(5) * 7919, torch.arange(5))
+    on_cpu = uniforms(keys, 50_349)
+    assert torch.equal(_uniforms(keys.cuda(), 50_349).cpu(), on_cpu)
+
+
+def test_scores_of_both_devices_agree(model):
+    many = [[[5, 6, 7], [9]]] * len(PROMPTS)
+    one = [[[5, 6, 7]]] * len(PROMPTS)
+    wanted = [continuation_log_probs(model, PROMPTS, which) for which in (many, one)]
+    model.cuda()
+    found = [continuation_log_probs(model, PROMPTS, which) for which in (many, one)]
+    for a, b in zip(wanted, found, strict=True):
+        for ours, theirs in zip(a, b, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_gradients_under_autocast_are_those_of_fp32_but_for_rounding(model):
+    def gradients(device, dtype):
+        model.zero_grad()
+        inputs = MicroBatches(EXAMPLES, plan_steps(EXAMPLES, SETTINGS), pad_id=50256)[0]
+        inputs = to_device(inputs, device)
+        model.to(device)
+        with packed_tokens(model), without_head(model) as head:
+            with half_precision(device, dtype):
+                loss = summed_loss(model, inputs, head)
+            loss.backward()
+        return torch.cat([p.grad.flatten().float().cpu() for p in model.parameters()])
+
+    exact = gradients("cpu", torch.float32)
+    found = gradients("cuda", torch.float32)
+    assert (found - exact).norm() < 1e-4 * exact.norm()
+    half = gradients("cuda", torch.bfloat16)
+    assert (half - exact).norm() < 0.05 * exact.norm()
+
+
+def test_products_of_bf16_factors_are_summed_and_kept_in_fp32():
+    a, b = (torch.randn(128, 768, device="cuda").bfloat16() for _ in range(2))
+    found = fp32_product(a, b.t())
+    exact = a.double() @ b.double().t()
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-3
