@@ -14,7 +14,7 @@ from domain_tokens.evaluation.responses import PartialResponses
 from domain_tokens.inference import Response
 from domain_tokens.runs.files import read_json, read_lines, write_json
 from domain_tokens.runs.output_folder import UNFINISHED_MARKER, open_workspace, release_locks
-from domain_tokens.runs.results import card, evaluation, training
+from domain_tokens.runs.results import card, evaluation, lines, training
 from domain_tokens.runs.results.files import FILES, file_model
 from domain_tokens.runs.results.page import models_of_files, page
 from domain_tokens.runs.results.record import (
@@ -165,9 +165,9 @@ def test_older_files_stay_readable_and_newer_ones_are_told(files):
         return {k: v for k, v in tree.items() if not {"since", "when"} & extra_of(fields[k]).keys()}
 
     for path, kind, trees in files:
-        lines = [older(kind, tree) for tree in trees]
-        assert check_records(path, kind, lines) == ""
-        notice = check_records(path, kind, [{**line, "newer": 1} for line in lines])
+        rest = [older(kind, tree) for tree in trees]
+        assert check_records(path, kind, rest) == ""
+        notice = check_records(path, kind, [{**tree, "newer": 1} for tree in rest])
         assert notice.endswith("does not know and leaves out: newer")
 
 
@@ -237,7 +237,7 @@ def test_files_of_an_unfinished_run_are_what_their_models_say(files, tmp_path):
     partial.append("q1", Response([1, 2], "eos"))
     head, line = read_lines(partial.files()[0])
     require_record(evaluation.EvaluationIdentity, head, "head")
-    require_record(evaluation.PartialResponse, line, "line")
+    require_record(lines.PartialResponse, line, "line")
 
 
 # --- what a person is told ----------------------------------------------------------------------

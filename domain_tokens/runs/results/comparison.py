@@ -177,9 +177,61 @@ class Comparison(Record):
     statements: list[Statement] = only(
         "written by code that keeps verdicts as data", "every verdict as data and in words"
     )
-    arms: list[dict[str, Any]] | dict[str, Any] = only(
-        "arms were given by --arm", "the arms and their folders"
-    )
-    contrasts: list[dict[str, Any]] = only(
-        "the plan names contrasts", "estimates of the differences that the plan names"
-    )
+
+
+class ArmRun(ArmFolder):
+    """One run of an arm."""
+
+    seed: int | None = given("training seed")
+
+
+class ArmEndpoint(Record):
+    """One endpoint of one arm."""
+
+    unit: Literal["nats", "points"] = given("of the values in this object")
+    mean: float = given("over the runs", UNIT)
+    by_seed: dict[str, float] = given("by training seed", UNIT)
+
+
+class CountedAccuracy(ArmAccuracy):
+    """One run's accuracy."""
+
+    total: int = given("items", "items")
+
+
+class ArmAccuracies(Record):
+    """One accuracy of one arm."""
+
+    evaluation: Evaluated = given("where it was measured")
+    endpoint: str = given("as in the metrics, with `category.` before it for probes")
+    by_seed: dict[str, CountedAccuracy] = given("by training seed")
+    mean: float = given("over the runs", SHARE)
+
+
+class Arm(Record):
+    """One arm of a study."""
+
+    seeds: list[int | None] = given("training seeds")
+    runs: list[ArmRun] = given("its folders")
+    endpoints: dict[str, ArmEndpoint] = given("by endpoint")
+    accuracies: list[ArmAccuracies] = given("exploratory")
+    counts: dict[str, dict[str, float]] = given("tokens, examples, FLOPs, … by stage", "counts")
+    attribution: dict[str, float] = given("wrong answers by kind of first wrong equation", "items")
+
+
+class Study(Record):
+    """The JSON of `compare_runs.py --arm … --output-path`."""
+
+    plan: dict[str, Any] = given("the frozen plan, and its hash")
+    families: dict[str, int] = given("hypotheses that Holm runs over, by family")
+    arms: dict[str, Arm] = given("by name")
+    half_table: dict[str, Any] | None = given("the contrast within runs; null without both halves")
+    contrasts: list[dict[str, Any]] = given("differences of arms that the plan names")
+    ceilings: list[dict[str, Any]] = given("accuracy with a calculator, by arm")
+    pilot: list[str] | None = given("folders of the A/A pilot")
+    notices: list[str] = given("what could not be checked, as of an older version's results")
+    untold: list[str] = given("what cards do not tell, in words")
+    verdicts: list[str] = given("what may be said, one sentence each")
+    statements: list[Statement] = given("the same as data and in words")
+    allowed_differences: list[AllowedDifference] = given("what was permitted to differ")
+    code: Code = given("code that compared")

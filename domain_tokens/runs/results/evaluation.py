@@ -4,6 +4,15 @@ from typing import Any, Literal
 
 from domain_tokens.runs.config import GSM8KSection, ProbeSection
 from domain_tokens.runs.results.card import card_model
+from domain_tokens.runs.results.lines import (
+    BOTH,
+    SAMPLED,
+    ArithmeticItem,
+    ArithmeticScore,
+    GSM8KItem,
+    GSM8KRationales,
+    ItemScores,
+)
 from domain_tokens.runs.results.parts import (
     Code,
     Condition,
@@ -23,115 +32,6 @@ from domain_tokens.runs.results.record import (
     only,
     since,
 )
-
-SAMPLED = "rationales were sampled"
-Stop = Literal["eos", "length", "context"]
-
-# --- lines ------------------------------------------------------------------------------------
-
-
-class Item(Record):
-    """What every answered question says."""
-
-    id: str = given("of the question")
-    category: str = given("gsm8k, mul_table, mul_multidigit, addition")
-    prompt: str = given("the question as text")
-    prompt_hash: str = given("hash of the prompt's token ids", SHA256)
-    response: str = given("greedy response; fact tokens read `<MUL_6_9_54>`")
-    token_ids: list[int] = since("2026-11-24", "of the response, without EOS")
-    fact_spans: list[list[int]] = since(
-        "2026-11-24", "[start, end) of each fact token in the response", "characters"
-    )
-    stop_reason: Stop = given("eos, length (max_new_tokens) or context")
-    gold: str = given("right answer as a number")
-    mul_tokens: int = since("2026-11-24", "fact tokens of the response, by id", "tokens")
-    mul_tokens_correct: int = since(
-        "2026-11-24", "of these, facts that belong in the answer", "tokens"
-    )
-    mul_tokens_valid: int = since("2026-11-24", "of these, facts right where they stand", "tokens")
-    reserved_tokens: int = since("2026-11-24", "padding tokens of the response, by id", "tokens")
-    strict: str | None = since("2026-11-26", "number that strict reading finds")
-    credited: str | None = since("2026-11-26", "the same, expressions and fact tokens credited")
-    correct: bool = given("whether strict equals gold")
-    correct_credited: bool = given("whether credited equals gold")
-
-
-class FirstWrong(Record):
-    """The first wrong equation of a wrong answer."""
-
-    kind: Literal["table_fact", "product", "sum", "difference", "quotient", "none"] = given(
-        "what it is of; none: every equation is right, the set-up is not"
-    )
-    equation: str | None = given("as written; null for none")
-
-
-class ItemScores(Record):
-    """G1, G2 and their variants, of an item or as a mean over items."""
-
-    g1: float = only(SAMPLED, "probability of the gold answer after the own rationales", SHARE)
-    g1_half: float = only(SAMPLED, "the same over the first half of the rationales", SHARE)
-    g1_log: float = only(SAMPLED, "log of g1", NATS)
-    g1_log_half: float = only(SAMPLED, "log of g1_half", NATS)
-    g2: float = only(SAMPLED, "log p of gold among gold and 16 distractors, no rationale", NATS)
-
-
-class GSM8KItem(Item, ItemScores):
-    """A line of `gsm8k_items.jsonl`."""
-
-    flexible: str | None = since("2026-11-26", "last number of the response")
-    correct_flexible: bool = given("whether flexible equals gold")
-    applicable: bool = since("2026-11-24", "whether the gold solution uses a fact")
-    gold_facts: list[str] = only(
-        "written by code that knows half tables",
-        "fact tokens of the gold solution, distinct, in the order of their ids",
-    )
-    first_wrong: FirstWrong | None = only(
-        "written by code that attributes", "first wrong equation; null where correct"
-    )
-    forced_cuts: int = only(SAMPLED, "rationales that never came to `####`", "rationales")
-    g1_log_probs: list[float] = only(SAMPLED, "log p of gold after each rationale", NATS)
-    g2_log_probs: list[float] = only(
-        SAMPLED, "without a rationale: log p of gold, then of the 16 distractors", NATS
-    )
-    rationales_sha256: str = only(SAMPLED, "hash of the rationales' token ids", SHA256)
-
-
-class GSM8KRationales(Record):
-    """A line of `gsm8k_rationales.jsonl`: the K sampled rationales of one item."""
-
-    id: str = given("of the item")
-    token_ids: list[list[int]] = given("of each rationale, without EOS")
-    stop_reasons: list[Stop] = given("why each ended")
-
-
-class ArithmeticItem(Item):
-    """A line of `arithmetic_items.jsonl`."""
-
-
-class ArithmeticScore(Record):
-    """A line of `arithmetic_scores.jsonl`: one cell of the 9×9 table in one wording."""
-
-    a: int = given("first factor, 1–9")
-    b: int = given("second factor, 1–9")
-    template: str = given("wording of the question")
-    log_prob: float = given("log p of the product in digits + EOS", NATS)
-    log_sum: float = given("log of the sum over the 36 products of the table", NATS)
-    value: float = given("log_prob - log_sum", NATS)
-    fact_mass: float = given("probability that the next token is any fact token", SHARE)
-    both_routes: float = only(
-        "written by code that knows both routes",
-        "as value, digits and fact token of each product counted together",
-        NATS,
-    )
-
-
-class PartialResponse(Record):
-    """A line of `*_items.partial*.jsonl` after the first one (an `EvaluationIdentity`)."""
-
-    id: str = given("of the item, or of a rationale as in `item#3`")
-    token_ids: list[int] = given("of the response, without EOS")
-    stop: Stop = given("why it ended")
-
 
 # --- metrics ----------------------------------------------------------------------------------
 
@@ -212,14 +112,29 @@ class ArithmeticMetrics(Metrics):
     a1: float = since("2026-11-24", "A1: mean over the cells", NATS)
     a1_grid: Grid = since("2026-11-24", "A1 of each cell a×b as [a - 1][b - 1]", NATS)
     fact_mass: float = since("2026-11-24", "mean probability of a fact token at once", SHARE)
-    a1_both_routes: float = only(
-        "written by code that knows both routes",
-        "A1 with digits and fact token of each product counted together",
-        NATS,
+    a1_both_routes: float = only(BOTH, "A1, digits and fact tokens together", NATS)
+    a1_both_routes_grid: Grid = only(BOTH, "the same of each cell", NATS)
+
+
+class StoriesMetrics(Metrics):
+    """`metrics` of `stories_results.json`."""
+
+    accuracy: float = given("share of the stories that are strictly right", SHARE)
+    accuracy_interval_95: Interval = given("Wilson's interval", SHARE)
+    accuracy_expression_credited: float = given(
+        "the same, expressions and fact tokens credited", SHARE
     )
-    a1_both_routes_grid: Grid = only(
-        "written by code that knows both routes", "the same of each cell", NATS
-    )
+    best_constant_answer: str = given("most frequent gold answer")
+    best_constant_accuracy: float = given("what always giving it scores", SHARE)
+    matched_floor: float = given("accuracy expected of these answers in random order", SHARE)
+    matched_floor_p: float = given("p of accuracy against that order", SHARE)
+    larger_number_accuracy: float = given("what always giving the larger number scores", SHARE)
+    story_grid: Grid = given("accuracy of each cell a×b as [a - 1][b - 1]", SHARE)
+    a2: float = given("A2: mean over the cells", NATS)
+    a2_grid: Grid = given("A2 of each cell a×b as [a - 1][b - 1]", NATS)
+    a2_chance: float = given("A2 of a model that takes all 36 products for equally likely", NATS)
+    a2_floor: float = given("A2 of a model that is blind to the numbers", NATS)
+    fact_mass: float = given("mean probability of a fact token at once", SHARE)
 
 
 # --- the card and the file --------------------------------------------------------------------
@@ -232,6 +147,7 @@ class Reading(Record):
     split: str = given("split")
     limit: int | None = given("items at most, drawn by hash; null for all", "items")
     subset_seed: int = given("that they are drawn from")
+    rationale: str = only("it is not full", "as in data.rationale")
 
 
 class GSM8KData(Record):
@@ -271,6 +187,12 @@ class ProbeDecode(ProbeSection):
     )
 
 
+class EvaluationFormats(Formats):
+    """Versions of the rules, of reading responses, too."""
+
+    attribution: str = only("written by code that attributes", "of what the first wrong step is")
+
+
 class EvaluatedCheckpoint(Record):
     """The folder under test."""
 
@@ -289,7 +211,7 @@ class EvaluationCard(Hashes):
         card_model, "run card of the checkpoint; null for a base without one"
     )
     parent: EvaluatedCheckpoint = given("checkpoint under test")
-    formats: Formats = given("versions of the rules")
+    formats: EvaluationFormats = given("versions of the rules")
     sources: dict[str, str] = since("2026-11-24", "hash of each local data file by path", SHA256)
     reading: Reading | None = since("2026-11-26", "how the items were read; null for probes")
     code: Code = given("code that decoded and scored")
@@ -308,6 +230,14 @@ class ArithmeticCard(EvaluationCard):
     """`card` of `arithmetic_results.json`."""
 
     stage: Literal["arithmetic"] = given("what was asked")
+    data: ProbesData = given("the questions")
+    decode: ProbeDecode = given("decoding and scoring")
+
+
+class StoriesCard(EvaluationCard):
+    """`card` of `stories_results.json`."""
+
+    stage: Literal["stories"] = given("what was asked")
     data: ProbesData = given("the questions")
     decode: ProbeDecode = given("decoding and scoring")
 
@@ -344,6 +274,14 @@ class ArithmeticResults(Results):
     scores: BoundFile = since("2026-11-26", "the lines of A1")
 
 
+class StoriesResults(Results):
+    """`stories_results.json`."""
+
+    metrics: StoriesMetrics = given("the numbers")
+    card: StoriesCard = given("run card")
+    scores: BoundFile = given("the lines of A2")
+
+
 class EvaluationIdentity(Record):
     """First line of `*_items.partial*.jsonl`: what has to be the same for a resumed evaluation."""
 
@@ -361,14 +299,17 @@ class EvaluationIdentity(Record):
 EVALUATION_RESULTS: dict[str, type[Results]] = {
     "gsm8k": GSM8KResults,
     "arithmetic": ArithmeticResults,
+    "stories": StoriesResults,
 }
 EVALUATION_CARDS: dict[str, type[EvaluationCard]] = {
     "gsm8k": GSM8KCard,
     "arithmetic": ArithmeticCard,
+    "stories": StoriesCard,
 }
 EVALUATION_LINES: dict[str, dict[str, type[Record]]] = {
     "gsm8k": {"items": GSM8KItem, "rationales": GSM8KRationales},
     "arithmetic": {"items": ArithmeticItem, "scores": ArithmeticScore},
+    "stories": {"items": ArithmeticItem, "scores": ArithmeticScore},
 }
 # Models that are config sections with more keys.
 CONFIGURED = (GSM8KDecode, ProbeDecode)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from domain_tokens.runs.results import bases, card, comparison, evaluation, training
+from domain_tokens.runs.results import bases, card, comparison, evaluation, lines, training
 from domain_tokens.runs.results.record import Record
 
 
@@ -23,6 +23,7 @@ class ResultFile:
 
 STAGES = "sft/sft_tulu.py, sft/sft_gsm8k.py"
 BASES = "scripts/make_base.py, scripts/export_nanogpt.py"
+STORIES = "eval/run_arithmetic_probes.py --suite stories"
 FILES = (
     ResultFile(
         card.CARD_NAME,
@@ -38,23 +39,25 @@ FILES = (
     ResultFile("make_base_results.json", "scripts/make_base.py", (bases.MakeBaseResults,)),
     ResultFile("export_report.json", "scripts/export_nanogpt.py", (bases.ExportReport,)),
     ResultFile("gsm8k_results.json", "eval/run_gsm8k.py", (evaluation.GSM8KResults,)),
-    ResultFile("gsm8k_items.jsonl", "eval/run_gsm8k.py", (evaluation.GSM8KItem,)),
-    ResultFile("gsm8k_rationales.jsonl", "eval/run_gsm8k.py", (evaluation.GSM8KRationales,)),
+    ResultFile("gsm8k_items.jsonl", "eval/run_gsm8k.py", (lines.GSM8KItem,)),
+    ResultFile("gsm8k_rationales.jsonl", "eval/run_gsm8k.py", (lines.GSM8KRationales,)),
     ResultFile(
         "arithmetic_results.json", "eval/run_arithmetic_probes.py", (evaluation.ArithmeticResults,)
     ),
+    ResultFile("arithmetic_items.jsonl", "eval/run_arithmetic_probes.py", (lines.ArithmeticItem,)),
     ResultFile(
-        "arithmetic_items.jsonl", "eval/run_arithmetic_probes.py", (evaluation.ArithmeticItem,)
+        "arithmetic_scores.jsonl", "eval/run_arithmetic_probes.py", (lines.ArithmeticScore,)
     ),
-    ResultFile(
-        "arithmetic_scores.jsonl", "eval/run_arithmetic_probes.py", (evaluation.ArithmeticScore,)
-    ),
+    ResultFile("stories_results.json", STORIES, (evaluation.StoriesResults,)),
+    ResultFile("stories_items.jsonl", STORIES, (lines.ArithmeticItem,)),
+    ResultFile("stories_scores.jsonl", STORIES, (lines.ArithmeticScore,)),
     ResultFile(
         "*_items.partial*.jsonl",
         "both evaluations, until they are finished",
-        (evaluation.EvaluationIdentity, evaluation.PartialResponse),
+        (evaluation.EvaluationIdentity, lines.PartialResponse),
     ),
     ResultFile("comparison.json", "scripts/compare_runs.py", (comparison.Comparison,)),
+    ResultFile("arms.json", "scripts/compare_runs.py --arm", (comparison.Study,)),
     ResultFile("manifest.json", "scripts/run_experiment.py (demo)", (bases.Manifest,)),
 )
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from domain_tokens.runs.results.record import SHA256, Record, given, since
 
 Condition = Literal["baseline", "mul_tokens"]
-Evaluated = Literal["gsm8k", "arithmetic"]
+Evaluated = Literal["gsm8k", "arithmetic", "stories"]
 
 
 class Code(Record):

@@ -8,13 +8,14 @@ from domain_tokens.runs.results.record import (
     SHARE,
     Record,
     given,
+    only,
     since,
 )
 
 # Of the results of a stage: what is not known before the last step.
 MEASURED = (
     *("train_loss", "train_runtime", "train_samples_per_second", "tokens_per_second"),
-    *("peak_memory_bytes", "mfu", "peak_flops_used"),
+    *("peak_memory_bytes", "flops", "mfu", "peak_flops_used"),
     *("eval_loss", "eval_bits_per_byte", "eval_eligible_bits_per_byte"),
 )
 
@@ -37,6 +38,14 @@ class StageNumbers(Record):
     irregular_rows: dict[str, list[int]] = since(
         "2026-11-26", "1-based numbers of training rows that could not be read, by reason"
     )
+    solutions_without_equations: int | None = only(
+        "written by code that knows data.rationale",
+        "solutions without an equation; null where data.rationale is full",
+        "rows",
+    )
+    untreated_places: int = only(
+        "written by code that knows treatments", "places of facts that were left as text", "places"
+    )
     truncated: int = given("examples that lost their last exchanges", "examples")
     inject: bool = since("2026-11-26", "whether facts became fact tokens")
     injected_examples: int = since("2026-11-24", "examples with a fact token", "examples")
@@ -51,6 +60,7 @@ class StageNumbers(Record):
     train_samples_per_second: float = given("examples of all epochs", "examples/second")
     tokens_per_second: float = given("tokens of all epochs", "tokens/second")
     peak_memory_bytes: int = given("of the GPU, or of the process on a CPU", "bytes")
+    flops: float = only("written by code that counts them per arm", "of the training", "FLOP")
     mfu: float | None = given("share of the device's peak rate; null if unknown", SHARE)
     peak_flops_used: float | None = given("peak rate that mfu refers to", "FLOP/second")
     eval_loss: float | None = given("per supervised token, after the last step", NATS)
