@@ -148,10 +148,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     from domain_tokens.runs import (
         ArmsPlan,
+        Comparison,
+        Study,
         code_identity,
         load_plan,
         refuse_unwritable,
-        write_json,
+        write_record,
     )
 
     for path in (args.output_path, args.report):
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nreport: {args.report}")
     if args.output_path:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.output_path), report)
+        write_record(Path(args.output_path), Study if several else Comparison, report)
         print(f"written to {args.output_path}")
     return 0
 

@@ -84,6 +84,7 @@ from .results.card import StageCard as StageCard
 from .results.card import base_models as base_models
 from .results.card import card_model as card_model
 from .results.comparison import Comparison as Comparison
+from .results.comparison import Study as Study
 from .results.evaluation import EVALUATION_CARDS as EVALUATION_CARDS
 from .results.evaluation import EVALUATION_LINES as EVALUATION_LINES
 from .results.evaluation import EVALUATION_RESULTS as EVALUATION_RESULTS
@@ -141,6 +142,7 @@ __all__ = [
     "StageResults",
     "State",
     "Step",
+    "Study",
     "TrackingSection",
     "TrainLogLine",
     "TrainedRows",

@@ -100,9 +100,10 @@ class StageCard(Card):
     injection_mode: str = since("2026-11-26", "weak or strict, as in data.injection_mode")
     injected_examples: int = since("2026-11-24", "training examples with a fact token", "examples")
     injected_tokens: int = since("2026-11-24", "fact tokens in the training text", "tokens")
-    treatment: TreatmentRecord | None = only(
-        "the stage knows treatments; without the key and with `inject`: fact_token, all 45",
+    treatment: TreatmentRecord | None = since(
+        "2026-11-26",
         "what was written where a fact stood; null without injection",
+        absent="fact_token of all 45 where `inject` is true",
     )
     parent: StageParent = given("checkpoint that the stage began with")
     ancestors: list[Ancestor] = since("2026-11-26", "stages before this one, nearest first")

@@ -145,9 +145,7 @@ class Analysis(Record):
     replicates_differ_in: list[str] = since("2026-11-26", "what the seeds decided")
     endpoints: list[EndpointEstimate] = given("estimates")
     verdicts: list[str] = given("what may be said of the primaries, and notes")
-    statements: list[Statement] = only(
-        "written by code that keeps verdicts as data", "the same as data and in words"
-    )
+    statements: list[Statement] = since("2026-11-26", "the same as data and in words")
 
 
 class AllowedDifference(Record):
@@ -174,9 +172,7 @@ class Comparison(Record):
     verdicts: list[str] = given("what may be said, one sentence each")
     allowed_differences: list[AllowedDifference] = given("what was permitted to differ")
     code: Code = given("code that compared")
-    statements: list[Statement] = only(
-        "written by code that keeps verdicts as data", "every verdict as data and in words"
-    )
+    statements: list[Statement] = since("2026-11-26", "every verdict as data and in words")
 
 
 class ArmRun(ArmFolder):

@@ -84,8 +84,8 @@ class GSM8KMetrics(Metrics, ItemScores):
     matched_floor_p: float = since("2026-11-24", "p of accuracy against that order", SHARE)
     g1_rationales: int = only(SAMPLED, "K, rationales per item", "rationales")
     g1_forced_cut_share: float = only(SAMPLED, "share of rationales without `####`", SHARE)
-    attribution: dict[str, int] = only(
-        "written by code that attributes", "wrong answers by `first_wrong.kind`", "items"
+    attribution: dict[str, int] = since(
+        "2026-11-26", "wrong answers by `first_wrong.kind`", "items"
     )
 
 
@@ -169,28 +169,25 @@ class GSM8KDecode(GSM8KSection):
 
     frequent_answers: list[str] = since("2026-11-24", "training answers, most frequent first")
     rationale_seed: int = since("2026-11-24", "that rationales are sampled from")
+    sampler: str = only(SAMPLED, "version of the noise that they are sampled with")
     greedy: bool = given("whether the answers that are scored were decoded greedily")
-    calculator: Literal["facts", "all"] | None = only(
-        "written by code that knows a calculator", "which results were forced while decoding"
+    calculator: Literal["facts", "all"] | None = since(
+        "2026-11-26", "which results were forced while decoding"
     )
-    forbid_fact_tokens: bool = only(
-        "written by code that can forbid them", "whether fact tokens could not be decoded"
-    )
+    forbid_fact_tokens: bool = since("2026-11-26", "whether fact tokens could not be decoded")
 
 
 class ProbeDecode(ProbeSection):
     """Settings of the config, resolved."""
 
     greedy: bool = given("whether the answers that are scored were decoded greedily")
-    forbid_fact_tokens: bool = only(
-        "written by code that can forbid them", "whether fact tokens could not be decoded"
-    )
+    forbid_fact_tokens: bool = since("2026-11-26", "whether fact tokens could not be decoded")
 
 
 class EvaluationFormats(Formats):
     """Versions of the rules, of reading responses, too."""
 
-    attribution: str = only("written by code that attributes", "of what the first wrong step is")
+    attribution: str = since("2026-11-26", "of what the first wrong step is")
 
 
 class EvaluatedCheckpoint(Record):

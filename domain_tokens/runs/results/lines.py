@@ -60,13 +60,11 @@ class GSM8KItem(Item, ItemScores):
     flexible: str | None = since("2026-11-26", "last number of the response")
     correct_flexible: bool = given("whether flexible equals gold")
     applicable: bool = since("2026-11-24", "whether the gold solution uses a fact")
-    gold_facts: list[str] = only(
-        "written by code that knows half tables",
+    gold_facts: list[str] = since(
+        "2026-11-26",
         "fact tokens of the gold solution, distinct, in the order of their ids",
     )
-    first_wrong: FirstWrong | None = only(
-        "written by code that attributes", "first wrong equation; null where correct"
-    )
+    first_wrong: FirstWrong | None = since("2026-11-26", "first wrong equation; null where correct")
     forced_cuts: int = only(SAMPLED, "rationales that never came to `####`", "rationales")
     g1_log_probs: list[float] = only(SAMPLED, "log p of gold after each rationale", NATS)
     g2_log_probs: list[float] = only(

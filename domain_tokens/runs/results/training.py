@@ -8,7 +8,6 @@ from domain_tokens.runs.results.record import (
     SHARE,
     Record,
     given,
-    only,
     since,
 )
 
@@ -38,14 +37,12 @@ class StageNumbers(Record):
     irregular_rows: dict[str, list[int]] = since(
         "2026-11-26", "1-based numbers of training rows that could not be read, by reason"
     )
-    solutions_without_equations: int | None = only(
-        "written by code that knows data.rationale",
+    solutions_without_equations: int | None = since(
+        "2026-11-26",
         "solutions without an equation; null where data.rationale is full",
         "rows",
     )
-    untreated_places: int = only(
-        "written by code that knows treatments", "places of facts that were left as text", "places"
-    )
+    untreated_places: int = since("2026-11-26", "places of facts that were left as text", "places")
     truncated: int = given("examples that lost their last exchanges", "examples")
     inject: bool = since("2026-11-26", "whether facts became fact tokens")
     injected_examples: int = since("2026-11-24", "examples with a fact token", "examples")
@@ -60,7 +57,7 @@ class StageNumbers(Record):
     train_samples_per_second: float = given("examples of all epochs", "examples/second")
     tokens_per_second: float = given("tokens of all epochs", "tokens/second")
     peak_memory_bytes: int = given("of the GPU, or of the process on a CPU", "bytes")
-    flops: float = only("written by code that counts them per arm", "of the training", "FLOP")
+    flops: float = since("2026-11-26", "of the training", "FLOP")
     mfu: float | None = given("share of the device's peak rate; null if unknown", SHARE)
     peak_flops_used: float | None = given("peak rate that mfu refers to", "FLOP/second")
     eval_loss: float | None = given("per supervised token, after the last step", NATS)
