@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domain_tokens.data.examples import Conversation
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
 from domain_tokens.evaluation.fact_tokens import _read_rows, read_response, reserved_counts
 from domain_tokens.injection import find_facts, inject
 from domain_tokens.merges import choose_merges
 from domain_tokens.prompts import PROMPT, Renderer
+from domain_tokens.runs.config import SFTConfig, load_config
 from domain_tokens.treatments import (
     FACT_TOKENS,
     GENERIC_ROW,
@@ -33,6 +35,7 @@ from domain_tokens.treatments import (
     treatment_of,
 )
 from domain_tokens.vocabulary import FACTS, gpt2_tokenizer, layout_of
+from tests.conftest import load_script
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 MERGES = (("<MUL_1_1_1>", " the total number"), ("<MUL_6_9_54>", " so it is"))
@@ -470,3 +473,42 @@ def test_rows_without_places_are_found_by_name():
     treatment = of("operands")
     assert treatment.read_back(f"{F}=54") == "6*9=54"
     assert treatment.read_rows(f"so {F}=54") == ("so 6*9=54", [Row(3, 6, F)])
+
+
+def test_the_audit_counts_what_an_epoch_reads_and_learns(tokenizer):
+    audit = load_script("scripts/audit_injection.py")
+    chat = (("user", "q"), ("assistant", "It is 6*9=54; so 2*3."))
+    rows = [Conversation(str(number), chat, "x") for number in range(3)]
+    found = audit.count_tokens(rows, tokenizer, NAMES, "weak")
+    plain = found["baseline"]
+    change = {
+        name: (
+            counts["tokens"] - plain["tokens"],
+            counts["supervised_tokens"] - plain["supervised_tokens"],
+            counts["places"],
+        )
+        for name, counts in found.items()
+        if name not in ("mixed", "matched_merges")
+    }
+    # ` 6*9=54` has five tokens and ` 2*3` three; a token in their place leaves the space alone.
+    assert change == {
+        "baseline": (0, 0, 0),
+        "fact_token": (-12, -12, 6),
+        "unsupervised": (0, -24, 6),
+        "generic": (3, 3, 3),
+        "operands": (-6, -6, 6),
+        "result": (0, 0, 3),
+        "appended": (6, 6, 6),
+    }
+
+
+def test_finished_runs_know_nothing_of_keys_at_their_default():
+    path = "sft/configs/gsm8k.yaml"
+    plain = load_config(SFTConfig, path, []).identity()
+    assert not plain["data"].keys() & {"treatment", "treated_facts"}
+    half = load_config(SFTConfig, path, ["data.treated_facts=half_b"]).identity()
+    assert half["data"].pop("treated_facts") == "half_b"
+    assert half == plain
+    for wrong in ("treatment=magic", "treated_facts=half"):
+        with pytest.raises(UserError, match=wrong.partition("=")[0]):
+            load_config(SFTConfig, path, [f"data.{wrong}"])
