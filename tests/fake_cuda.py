@@ -9,11 +9,14 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.conftest import plant
 
 aten = torch.ops.aten
 
@@ -153,6 +156,10 @@ def _pin(tensor):
     return tensor
 
 
+def _chosen(precision):
+    return "cuda", torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 @contextmanager
 def fake_cuda():
     """Pretend that there is a GPU; yields the mode that counts."""
@@ -163,8 +170,6 @@ def fake_cuda():
         patch = [
             mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
             mock.patch("torch.cuda.is_bf16_supported", return_value=True),
-            mock.patch("torch.cuda.is_available", return_value=True),
-            mock.patch("domain_tokens.runs.device.gpu_fault", return_value=None),
             mock.patch("domain_tokens.inference.cuda_graphs._Graphs", mode.graphs()),
             mock.patch.object(torch.Tensor, "pin_memory", _pin),
             mock.patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor)),
@@ -174,6 +179,8 @@ def fake_cuda():
             patch.append(mock.patch(name, return_value=(92600, 8)))
         for each in patch:
             stack.enter_context(each)
+        planted = stack.enter_context(pytest.MonkeyPatch.context())
+        plant(planted, "domain_tokens.runs.device.choose_device", _chosen)
         stack.enter_context(mode)
 
         def listed(tensor):

@@ -110,6 +110,7 @@ def test_a_model_is_not_kept_alive_by_its_graphs(capture, monkeypatch):
     assert not cuda_graphs._KEPT
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graphs_write_the_same(model, monkeypatch):
     model = model.cuda()

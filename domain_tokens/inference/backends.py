@@ -14,7 +14,7 @@ import torch
 
 from domain_tokens.inference.cuda_graphs import MOST_PASSES, CudaGraphRunner, runner_of
 from domain_tokens.inference.forward import PackedForward
-from domain_tokens.inference.kv_cache import PagedCache, SlotCache, to_device
+from domain_tokens.inference.kv_cache import PagedCache, RowCache, SlotCache, to_device
 from domain_tokens.inference.sampling import Sampling
 from domain_tokens.modeling import attend_within_documents, fp32_logits
 
@@ -52,7 +52,7 @@ def choose_backend(
     """
     greedy = sampling.greedy and not constrained
     if forward is None:
-        return FallbackBackend(model, SlotCache(model, slots, capacity), greedy=greedy)
+        return FallbackBackend(model, RowCache(model, slots, capacity), greedy=greedy)
     if forward.capturable and not constrained:
         runner = runner_of(model, slots=slots, capacity=capacity, context=context)
         return CudaGraphBackend(forward, runner, sampling)
@@ -184,7 +184,7 @@ class CudaGraphBackend(SlotBackend):
 class FallbackBackend(Backend):
     """A model that cannot read tokens in one row: prompts alone, then one token of each slot."""
 
-    def __init__(self, model: "PreTrainedModel", cache: SlotCache, *, greedy: bool):
+    def __init__(self, model: "PreTrainedModel", cache: RowCache, *, greedy: bool):
         super().__init__(cache, greedy=greedy)
         self._model, self._slots = model, cache
 

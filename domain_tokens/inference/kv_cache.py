@@ -85,6 +85,39 @@ def slot_bias(hidden: torch.Tensor, dtype: torch.dtype, shared: int) -> torch.Te
     return bias.masked_fill_(hidden, -torch.inf).repeat(1, 1, shared, 1)
 
 
+def slot_groups(
+    known: torch.Tensor,
+    slot: torch.Tensor,
+    offset: torch.Tensor,
+    *,
+    capacity: int,
+    shared: int,
+    like: tuple[torch.device, torch.dtype],
+) -> list[SlotGroup]:
+    """Group slots 0, 1, … by what each has in the cache: known [A], all of these on the CPU.
+
+    slot, offset: [N], each new token's slot and its number among that slot's new tokens (≥ 1 of
+    them), in the order of the slots. capacity: positions of a slot; shared: as in `slot_bias`;
+    like: device and type of the bias.
+    """
+    (device, dtype), counts = like, slot.bincount()
+    size = CPU_GROUP if device.type == "cpu" else len(known)
+    groups, token = [], 0
+    for start in range(0, len(known), size):
+        old, new = known[start : start + size], counts[start : start + size]
+        longest = int((old + new).max())
+        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, capacity)
+        last = old[:, None] + torch.arange(int(new.max()))  # [R, Q]
+        hidden = torch.arange(width) > last[:, None, :, None]
+        slots, tokens = slice(start, start + len(new)), slice(token, token + int(new.sum()))
+        tensors = (slot[tokens] - start, offset[tokens], hidden)
+        row, at, hidden = (to_device(x, device) for x in tensors)
+        bias = slot_bias(hidden, dtype, shared)
+        groups.append(SlotGroup(slots, tokens, row, at, bias))
+        token = tokens.stop
+    return groups
+
+
 def attend_to_groups(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -118,8 +151,7 @@ def attend_to_groups(
 class SlotCache:
     """Keys and values of all slots, preallocated.
 
-    Per layer one tensor [2, S, C capacity, K, D]; a slot's tokens lie from 0 on. A model that
-    cannot read tokens in one row sees it as transformers' own cache.
+    Per layer one tensor [2, S, C capacity, K, D]; a slot's tokens lie from 0 on.
     """
 
     def __init__(self, model: "PreTrainedModel", slots: int, capacity: int):
@@ -131,13 +163,11 @@ class SlotCache:
         self._blocks: list[torch.Tensor] = []  # of layers of one shape: [layers, 2, S, C, K, D]
         self._layers: list[torch.Tensor] = []
         self._rows = torch.empty(0)  # where the next pass writes, counted over all slots
-        self._seen: tuple[int, int] | None = None
         self._plan: list[SlotGroup] | SlotLengths = []
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
         """Say where the next pass writes: its token i is slot[i]'s position[i], both on the CPU."""
         self._rows = to_device(slot * self._capacity + position, self._device)
-        self._seen = None
 
     def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
         """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
@@ -152,37 +182,19 @@ class SlotCache:
             begins = torch.nn.functional.pad(table[:2], (1, 0))
             self._plan = SlotLengths(*begins, table[2], int(counts.max()))
         else:
-            self._plan = self._groups(known, slot, torch.arange(len(slot)) - first[slot])
+            self._plan = slot_groups(
+                known,
+                slot,
+                torch.arange(len(slot)) - first[slot],
+                capacity=self._capacity,
+                shared=self._shared,
+                like=(self._device, self._dtype),
+            )
 
     @property
     def _by_length(self) -> bool:
         """Whether slots can be read as far as each goes, judged by the layers that were written."""
         return bool(self._layers) and all(flash_takes(layer) for layer in self._layers)
-
-    def _groups(
-        self, known: torch.Tensor, slot: torch.Tensor, offset: torch.Tensor
-    ) -> list[SlotGroup]:
-        """Group slots 0, 1, … by what each has in the cache: known [A], all of these on the CPU.
-
-        slot, offset: [N], each new token's slot and its number among that slot's new tokens (≥ 1 of
-        them), in the order of the slots.
-        """
-        counts = slot.bincount()
-        size = CPU_GROUP if self._device.type == "cpu" else len(known)
-        groups, token = [], 0
-        for start in range(0, len(known), size):
-            old, new = known[start : start + size], counts[start : start + size]
-            longest = int((old + new).max())
-            width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._capacity)
-            last = old[:, None] + torch.arange(int(new.max()))  # [R, Q]
-            hidden = torch.arange(width) > last[:, None, :, None]
-            slots, tokens = slice(start, start + len(new)), slice(token, token + int(new.sum()))
-            tensors = (slot[tokens] - start, offset[tokens], hidden)
-            row, at, hidden = (to_device(x, self._device) for x in tensors)
-            bias = slot_bias(hidden, self._dtype, self._shared)
-            groups.append(SlotGroup(slots, tokens, row, at, bias))
-            token = tokens.stop
-        return groups
 
     def fixed_plan(self, slots: int) -> FixedPlan:
         """Return what passes of one token of each of so many slots need; prompts were written."""
@@ -257,20 +269,29 @@ class SlotCache:
         if slot != last:
             self.copy(last, slot, length)
 
-    # What transformers calls, where a model reads rows of its own.
+
+class RowCache(SlotCache):
+    """The same as transformers' own cache, for a model that reads rows of its own."""
+
+    _shown: tuple[int, int] | None = None
+
+    def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
+        """Say where the next pass writes; its queries look at themselves alone."""
+        super().begin(slot, position)
+        self._shown = None
 
     def show(self, slots: int, positions: int) -> None:
         """Let the queries of the next pass look at so many slots and positions."""
-        self._seen = slots, positions
+        self._shown = slots, positions
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values [B, K, T, D]; return those that the queries may attend to."""
         self.write(layer, *(x.transpose(1, 2).flatten(0, 1) for x in (key, value)))
-        if self._seen is None:
+        if self._shown is None:
             return key, value
-        slots, positions = self._seen
+        slots, positions = self._shown
         keys, values = (x[:slots, :positions].transpose(1, 2) for x in self._layers[layer])
         return keys, values
 
