@@ -72,6 +72,9 @@ from .run_card import format_versions as format_versions
 from .run_card import run_environment as run_environment
 from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
+from .threads import describe_threads as describe_threads
+from .threads import settle_threads as settle_threads
+from .threads import usable_cpus as usable_cpus
 
 __all__ = [
     "CARD_NAME",
@@ -109,6 +112,7 @@ __all__ = [
     "code_hash",
     "code_identity",
     "decide",
+    "describe_threads",
     "file_digest",
     "format_versions",
     "gather_dict",
@@ -141,10 +145,12 @@ __all__ = [
     "run_environment",
     "run_script",
     "sealed",
+    "settle_threads",
     "share_of",
     "shown_example",
     "trial_folder",
     "umask",
+    "usable_cpus",
     "world_size",
     "write_json",
     "write_text",
