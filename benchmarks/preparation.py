@@ -17,7 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.runs import Parser, code_identity, run_environment, run_script, write_json
+from domain_tokens.runs import (
+    Parser,
+    code_identity,
+    run_environment,
+    run_script,
+    usable_cpus,
+    write_json,
+)
 
 EXAMPLE = (
     "uv run python benchmarks/preparation.py --model-path outputs/hf_mul_tokens_10b "
@@ -108,7 +115,7 @@ def measure(args: argparse.Namespace, way: str, file: Path) -> dict[str, float]:
         "rows": count,
         "seconds": seconds,
         # ru_maxrss of the children is that of the largest one.
-        "peak_memory_bytes": 1024 * (own + workers * len(os.sched_getaffinity(0))),
+        "peak_memory_bytes": 1024 * (own + workers * usable_cpus()),
     }
 
 

@@ -19,6 +19,7 @@ from domain_tokens.runs import (
 )
 
 if TYPE_CHECKING:
+    from domain_tokens.checkpoints import Source
     from domain_tokens.runs import PretrainingConfig
     from domain_tokens.vocabulary import FactInit
 
@@ -102,7 +103,7 @@ def pretraining_config(source: str, overrides: list[str]) -> "PretrainingConfig 
     return None
 
 
-def build(run: BaseRun, workspace: Workspace, source: checkpoints.Source) -> dict[str, Any]:
+def build(run: BaseRun, workspace: Workspace, source: "Source") -> dict[str, Any]:
     """Make, extend, save and prove the model and its tokenizer; return what the run card says.
 
     The hashes of the source were taken before it was loaded, and are the same after the proof: so
@@ -138,9 +139,7 @@ def build(run: BaseRun, workspace: Workspace, source: checkpoints.Source) -> dic
     return {**made, **provenance, "proof": proof, "pretraining": trained}
 
 
-def finish(
-    run: BaseRun, workspace: Workspace, source: checkpoints.Source, made: dict[str, Any]
-) -> None:
+def finish(run: BaseRun, workspace: Workspace, source: "Source", made: dict[str, Any]) -> None:
     """Write run card and results; a source folder is the parent."""
     checkpoints.finish_base(
         workspace,

@@ -23,7 +23,14 @@ from domain_tokens.data.decontamination import Decontaminator, find_repeat
 from domain_tokens.data.examples import Conversation
 from domain_tokens.errors import UserError
 from domain_tokens.prompts import Example, Renderer
-from domain_tokens.runs import code_hash, format_versions, hash_json, read_json, write_json
+from domain_tokens.runs import (
+    code_hash,
+    format_versions,
+    hash_json,
+    read_json,
+    usable_cpus,
+    write_json,
+)
 
 CHUNK = 250  # conversations that a worker gets at a time
 POOL_FROM = 4000  # conversations; below, starting workers costs more than they save
@@ -178,7 +185,7 @@ def _done(
 ) -> Iterator[tuple[pa.Table, Counter, list[dict]]]:
     """Yield the chunks' results in order, from worker processes where there are many rows."""
     chunks = [list(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     with tqdm(total=len(rows), desc=f"render {name}", delay=2, disable=None) as bar:
         if len(rows) < POOL_FROM or cores == 1:
             for chunk in chunks:

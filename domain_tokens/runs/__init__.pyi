@@ -103,6 +103,9 @@ from .run_card import format_versions as format_versions
 from .run_card import run_environment as run_environment
 from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
+from .threads import describe_threads as describe_threads
+from .threads import settle_threads as settle_threads
+from .threads import usable_cpus as usable_cpus
 
 __all__ = [
     "AFTER_TRAINING",
@@ -163,6 +166,7 @@ __all__ = [
     "code_hash",
     "code_identity",
     "decide",
+    "describe_threads",
     "file_digest",
     "file_model",
     "format_versions",
@@ -201,10 +205,12 @@ __all__ = [
     "run_environment",
     "run_script",
     "sealed",
+    "settle_threads",
     "share_of",
     "shown_example",
     "trial_folder",
     "umask",
+    "usable_cpus",
     "with_later_keys",
     "world_size",
     "write_json",

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from domain_tokens.errors import FailedError, StoppedError, UserError
 from domain_tokens.runs.distributed import leave_distributed
 from domain_tokens.runs.output_folder import release_locks
+from domain_tokens.runs.threads import settle_threads
 
 CONDITIONS = ("baseline", "mul_tokens")  # the two arms
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,7 @@ def overrides_of(overrides: Sequence[str], flags: Mapping[str, object]) -> list[
 def run_script(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a script's main; its exit status is 0 when done, 1 for a failed run, 2 for bad input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    settle_threads()
     warnings.filterwarnings("ignore", category=FutureWarning)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _terminate)
