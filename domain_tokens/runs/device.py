@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs.distributed import world_size
+from domain_tokens.runs.threads import describe_threads
 
 if TYPE_CHECKING:
     import torch
@@ -93,11 +94,7 @@ def hardware_line(device: str, dtype: "torch.dtype") -> str:
     """Return what a run computes with, in one line: device, driver, type, threads, memory."""
     import torch
 
-    threads = torch.get_num_threads()
-    words = [
-        f"{str(dtype).removeprefix('torch.')}",
-        f"{threads} thread{'s' if threads > 1 else ''}",
-    ]
+    words = [str(dtype).removeprefix("torch."), describe_threads()]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     words.append(f"{memory:.0f} GiB of memory")
     if device == "cpu":

@@ -56,7 +56,8 @@ def describe_threads() -> str:
     quota = cpu_quota()
     of = f"of {os.cpu_count()} CPUs" + (f", {len(_affinity())} of them ours" if _bound() else "")
     of += "" if quota is None else f", quota {quota:g}"
-    return f"{torch.get_num_threads()} threads ({of})"
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''} ({of})"
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
