@@ -61,7 +61,7 @@ def test_worker_processes_change_nothing(tokenizer, monkeypatch):
     alone, dropped, listed = render_table(renderer, rows(60), **options)
     plant(monkeypatch, "domain_tokens.data.prepared.POOL_FROM", 10)
     plant(monkeypatch, "domain_tokens.data.prepared.CHUNK", 7)
-    plant(monkeypatch, "domain_tokens.runs.threads.usable_cpus", lambda: 2)
+    plant(monkeypatch, "domain_tokens.runs.threads.job_cpus", lambda: 2)
     shared, dropped_too, listed_too = render_table(renderer, rows(60), **options)
     assert shared.equals(alone)
     assert (dropped_too, listed_too) == (dropped, listed)

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain_tokens.runs import threads
-from domain_tokens.runs.threads import SPINS, cpu_quota, settle_threads, usable_cpus
+from domain_tokens.runs.threads import (
+    SPINS,
+    cpu_quota,
+    job_cpus,
+    settle_threads,
+    usable_cpus,
+)
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(p for f in ("sft", "eval", "sample", "scripts") for p in (ROOT / f).glob("*.py"))
@@ -244,3 +250,11 @@ def test_the_fake_machine_is_not_this_one(tmp_path):
     """Or the tests above would read the real /sys."""
     assert Path("/proc/self/cgroup").exists()
     assert cpu_quota(tmp_path) is None
+
+
+def test_a_job_among_others_starts_as_many_workers_as_it_has_threads(monkeypatch):
+    """Ten lineages side by side on sixteen cores would each have started sixteen renderers."""
+    monkeypatch.setattr("domain_tokens.runs.threads.usable_cpus", lambda: 16)
+    for told, count in (("1", 1), ("4", 4), ("64", 16), ("", 16), ("0", 16), ("many", 16)):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        assert job_cpus() == count

@@ -27,8 +27,8 @@ from domain_tokens.runs import (
     code_hash,
     format_versions,
     hash_json,
+    job_cpus,
     read_json,
-    usable_cpus,
     write_json,
 )
 
@@ -185,7 +185,7 @@ def _done(
 ) -> Iterator[tuple[pa.Table, Counter, list[dict]]]:
     """Yield the chunks' results in order, from worker processes where there are many rows."""
     chunks = [list(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
-    cores = usable_cpus()
+    cores = job_cpus()
     with tqdm(total=len(rows), desc=f"render {name}", delay=2, disable=None) as bar:
         if len(rows) < POOL_FROM or cores == 1:
             for chunk in chunks:

@@ -104,6 +104,7 @@ from .run_card import run_environment as run_environment
 from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
 from .threads import describe_threads as describe_threads
+from .threads import job_cpus as job_cpus
 from .threads import settle_threads as settle_threads
 from .threads import usable_cpus as usable_cpus
 
@@ -181,6 +182,7 @@ __all__ = [
     "init_distributed",
     "is_main_process",
     "is_unicode",
+    "job_cpus",
     "load_config",
     "load_plan",
     "lock_output",

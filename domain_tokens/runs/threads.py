@@ -49,6 +49,15 @@ def usable_cpus(root: Path = Path("/")) -> int:
     return count if quota is None else max(1, min(count, int(quota)))
 
 
+def job_cpus() -> int:
+    """Return how many CPUs this job should take: fewer where OMP_NUM_THREADS gives it fewer.
+
+    Jobs side by side are told so, and would else start a worker for each CPU in each of them.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable_cpus(), int(told)) if told.isdecimal() and int(told) else usable_cpus()
+
+
 def describe_threads() -> str:
     """Return in words how many threads torch uses, and of what: `2 threads (of 64 CPUs, …)`."""
     import torch
