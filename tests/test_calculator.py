@@ -228,8 +228,10 @@ def test_a_digit_does_not_make_a_result_another_number():
 def test_planted_faults_are_found(fault, monkeypatch):
     honest = Constraints.choose
     if fault == "digits":  # may follow a result
-        monkeypatch.setattr(Calculator, "digit_ids", property(lambda self: [], lambda s, v: None))
-    elif fault == "drafts":  # a step looks at its newest token only
+        monkeypatch.setattr(
+            Calculator, "digit_ids", property(lambda self: [], lambda s, v: None), raising=False
+        )
+    elif fault == "drafts":  # a step looks at its shortest row only
 
         def choose(self, logits, written, pick):
             shortest = [min(len(w) for w in written)] * len(written)
@@ -240,7 +242,7 @@ def test_planted_faults_are_found(fault, monkeypatch):
     else:  # the first token of a result is the model's own
         monkeypatch.setattr(Calculator, "may_stand", lambda self, written, token: True)
     with pytest.raises(AssertionError):
-        check("so 6*9=5400\nso 3 × 4 = 16\n")
+        check("so 6*9=5400\nso 7*8=42\n")
 
 
 def test_an_annotation_may_begin_where_a_result_would_stand():

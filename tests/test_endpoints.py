@@ -55,6 +55,53 @@ def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
     assert 0 < found["fact_mass"] < 0.01  # 45 of 50,349 rows at random
 
 
+def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
+    """Every route by a full softmax at each of its tokens, one plain forward pass for each."""
+    with torch.no_grad():  # fact tokens and a space are likely, so that all routes matter
+        rows = subject.model.transformer.wte.weight
+        rows[220] *= 3
+        rows[subject.layout.first_fact_id :] *= 2
+    lines = table_scores(subject, forced_start=" The answer is")
+    renderer = Renderer(subject.tokenizer)
+    for a, b in ((3, 4), (6, 9)):
+        question = TEMPLATES[1].format(a=a, b=b)
+        prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
+        shares = dict.fromkeys({x * y for x, y in TABLE}, 0.0)
+        for product in shares:
+            ids = [*renderer.encode(f" {product}"), renderer.eos]
+            shares[product] += math.exp(log_prob(subject.model, prompt, ids))
+        for fact in subject.layout.fact_ids:
+            product = subject.layout.fact_of(fact)[2]
+            for route in ([fact, renderer.eos], [220, fact, renderer.eos]):
+                shares[product] += math.exp(log_prob(subject.model, prompt, route))
+        (line,) = (x for x in lines if (x["a"], x["b"], x["template"]) == (a, b, TEMPLATES[1]))
+        assert line["both_log_prob"] == pytest.approx(math.log(shares[a * b]), abs=1e-3)
+        assert line["both_log_sum"] == pytest.approx(math.log(sum(shares.values())), abs=1e-3)
+        assert line["both_value"] == line["both_log_prob"] - line["both_log_sum"]
+        assert line["both_log_sum"] > line["log_sum"] + 0.1  # the second route matters here
+    found = table_metrics(lines)
+    assert found["a1_both_routes"] == pytest.approx(
+        sum(map(sum, found["a1_both_routes_grid"])) / 81
+    )
+    assert found["a1_both_routes"] != pytest.approx(found["a1"], abs=1e-3)
+
+
+def test_the_routes_are_what_training_writes(subject):
+    """A fact after `The answer is` is rendered as a space and its token, then EOS."""
+    renderer = Renderer(subject.tokenizer, inject=True)
+    messages = [("user", "What is 6 times 9?"), ("assistant", "The answer is 6*9=54")]
+    rendered = renderer.example("x", messages, max_length=64).input_ids.tolist()
+    prompt = renderer.prompt(messages[:1], forced_start=" The answer is")
+    fact = subject.layout.first_fact_id + 38
+    assert rendered == [*prompt, *renderer.encode(" "), fact, renderer.eos]
+
+
+def test_scores_of_an_older_version_have_one_route(subject):
+    lines = table_scores(subject, forced_start=" The answer is")
+    older = [{k: v for k, v in line.items() if not k.startswith("both_")} for line in lines]
+    assert table_metrics(older).keys() == {"a1", "a1_grid", "fact_mass"}
+
+
 def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
     renderer = Renderer(subject.tokenizer)
     prompt = renderer.prompt([("user", "How many?")])

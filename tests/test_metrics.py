@@ -48,6 +48,11 @@ def livened(items, seed):
             source = {"correct": "strict"}.get(name, name.removeprefix("correct_"))
             if name in item:
                 item[name] = item[source] == item["gold"]
+        if "first_wrong" in item:
+            kind = chooser.choice(
+                ["table_fact", "product", "sum", "difference", "quotient", "none"]
+            )
+            item["first_wrong"] = None if item["correct"] else {"kind": kind, "equation": None}
     return items
 
 

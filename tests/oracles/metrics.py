@@ -65,6 +65,10 @@ def gsm8k(items, *, frequent):
         "training_mode_accuracy": share(golds == float(frequent[0])),
         "best_constant_accuracy": float(counts.max() / len(items)),
         "matched_floor": share([[a == b for b in golds] for a in said]),
+        "attribution": {
+            kind: [(x["first_wrong"] or {}).get("kind") for x in items].count(kind)
+            for kind in ("table_fact", "product", "sum", "difference", "quotient", "none")
+        },
         **decoding(items),
         "g1": float(sampled.mean()),
         "g1_half": float(half.mean()),
@@ -80,10 +84,20 @@ def arithmetic(items, scores):
     right = np.array([x["strict"] == x["gold"] for x in items])
     credited = [x["credited"] == x["gold"] for x in items]
     kinds = np.array([x["category"] for x in items])
-    cells = {}
-    for line in scores:
-        cells.setdefault((line["a"], line["b"]), []).append(line["log_prob"] - line["log_sum"])
-    grid = [[share(cells[a, b]) for b in range(1, 10)] for a in range(1, 10)]
+    grid, both = (
+        [
+            [
+                share(
+                    line[kind + "log_prob"] - line[kind + "log_sum"]
+                    for line in scores
+                    if (line["a"], line["b"]) == (a, b)
+                )
+                for b in range(1, 10)
+            ]
+            for a in range(1, 10)
+        ]
+        for kind in ("", "both_")
+    )
     asked = {x["prompt"]: float(x["strict"] == x["gold"]) for x in items}
     return {
         "overall_accuracy": share(right),
@@ -104,6 +118,8 @@ def arithmetic(items, scores):
         ],
         "a1": share(np.array(grid).ravel()),
         "a1_grid": grid,
+        "a1_both_routes": share(np.array(both).ravel()),
+        "a1_both_routes_grid": both,
         "fact_mass": share(line["fact_mass"] for line in scores),
         **decoding(items),
     }
