@@ -143,7 +143,7 @@ def attend_to_groups(
             values[group.slots, :width].transpose(1, 2),
             attn_mask=group.bias,
             scale=scaling,
-        ).view(rows, heads, max_tokens, size)
+        ).reshape(rows, heads, max_tokens, size)
         parts.append(found[:, :, 0] if max_tokens == 1 else found[group.row, :, group.offset])
     return torch.cat(parts)
 
