@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from domain_tokens.comparison.must_equal import CALCULATOR, Difference, find_differences
+from domain_tokens.comparison.must_equal import CALCULATOR, SAMPLED, Difference, find_differences
 from domain_tokens.comparison.pairwise import refuse_unpaired
 from domain_tokens.comparison.runs import Run, load_run
 from domain_tokens.errors import UserError
@@ -115,7 +115,7 @@ def find_arm_differences(arms: Arms, allowed: Sequence[str]) -> list[Difference]
             refuse_unpaired(*(run.evaluations[evaluation] for run in pair))
     differences = find_differences(pairs, allowed)
     if calculated:
-        differences += find_differences(calculated, allowed, by_design=[CALCULATOR])
+        differences += find_differences(calculated, allowed, by_design=[CALCULATOR, *SAMPLED])
     return differences
 
 

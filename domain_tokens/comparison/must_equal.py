@@ -10,7 +10,6 @@ from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation import DECODE_DEFAULTS
 from domain_tokens.runs import as_written_today, with_later_keys
-from domain_tokens.treatments import record_in
 
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
@@ -23,14 +22,14 @@ PATHS = (
 )
 TOKENLESS = ("unsupervised", "matched_merges")  # treatments that write no fact tokens
 CALCULATOR = "decode.calculator"
+# Of sampled rationales, which say nothing of greedy answers.
+SAMPLED = ("decode.rationales", "decode.rationale_seed", "decode.sampler")
 # What a card that lacks a newer key meant then.
 MEANT = {
     "decode.forbid_fact_tokens": False,
 }
 SETTING_PARTS = ("code", "environment")
-# What tells arms apart, so that it is equal in the runs of one arm only (`arms.arm_of` says that
-# each run was treated as its arm is called); which facts a half holds differs by its seed.
-TREATMENT = ("training.treatment.name", "training.treatment.treated_facts")
+# What a config asked for; `arms.arm_of` says that each run was treated as its arm is called.
 CONFIG_TREATMENT = ("data.treatment", "data.treated_facts")
 BASE = {"stage": "base"}  # the record of a base without a card
 ANCESTORS = "ancestors."  # begins the keys of stages before the last one
@@ -71,8 +70,6 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
         against = "training.config.data.decontaminate_against"  # a path: only whether, not where
         flat[against] = flat[against] is not None
         flat |= _of_ancestors(training)
-    record = record_in(training) or {}
-    flat |= {key: record.get(key.rpartition(".")[2]) for key in TREATMENT}
     return {key: value for key, value in flat.items() if not _is_left_out(key)}
 
 
@@ -186,9 +183,8 @@ def _comparisons(
     first = pairs[0][0]
     telling = [run for pair in pairs for run in pair if _tells_ancestors(run.card)]
     for baseline, mul_tokens in pairs:
-        yield baseline, mul_tokens, lambda key: key not in TREATMENT
+        yield baseline, mul_tokens, lambda key: True
         yield first, baseline, lambda key: not _is_seeded(key)
-        yield pairs[0][1], mul_tokens, lambda key: key in TREATMENT
     for run in telling[1:]:  # where the first run tells nothing, others still may
         yield telling[0], run, lambda key: key.startswith(ANCESTORS) and not _is_seeded(key)
 
