@@ -113,7 +113,7 @@ def build(run: BaseRun, workspace: Workspace, source: "Source") -> dict[str, Any
         model = new_model(shape, tokenizer, seed=run.seed)
     else:
         model = checkpoints.load_source_model(source)
-    checkpoints.refuse_unusable(model, tokenizer)
+    checkpoints.refuse_unusable(model, tokenizer, workspace.work)
     workspace.begin()
     if config is not None:
         trained = pretrain(model, examples, config, workspace.work)

@@ -178,7 +178,7 @@ def test_sampling_flags_neither_crash_a_save_nor_stay(tmp_path, capsys):
     # A parent from elsewhere: loaded, it can be saved, by Trainer's checkpoints as well.
     model = load_model(source, dtype=torch.float32)
     tokenizer = load_tokenizer(source)
-    prove_savable(model, tokenizer)
+    prove_savable(model, tokenizer, tmp_path / "new")
     model.save_pretrained(tmp_path / "trainer")
     save_checkpoint(model, tokenizer, tmp_path / "trainer")
 
@@ -188,11 +188,11 @@ def test_what_cannot_be_saved_is_said_before_training(tmp_path):
     model = load_model(source, dtype=torch.float32)
     model.config.use_cache = False
     tokenizer = load_tokenizer(source)
-    prove_savable(model, tokenizer)
+    prove_savable(model, tokenizer, tmp_path / "new")
     assert model.config.use_cache is False  # a trial changes nothing
     model.config.odd = object()
     with pytest.raises(UserError, match="cannot be saved"):
-        prove_savable(model, tokenizer)
+        prove_savable(model, tokenizer, tmp_path / "new")
 
 
 def test_a_parent_without_fact_tokens_is_refused(tmp_path):

@@ -133,7 +133,7 @@ def dropped_settings(source: Source) -> list[str]:
     return sorted(read_json(path).keys() - NOT_DECODING)
 
 
-def refuse_unusable(model: Any, tokenizer: Any) -> None:
+def refuse_unusable(model: Any, tokenizer: Any, folder: Path) -> None:
     """Raise UserError, before anything is written, where no stage could use what would be made."""
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -148,7 +148,7 @@ def refuse_unusable(model: Any, tokenizer: Any) -> None:
         refuse_unfit(rows, layout, trial)
     except ValueError as error:
         raise UserError(str(error)) from None
-    prove_savable(model, trial)
+    prove_savable(model, trial, folder)
 
 
 def extend_and_save(model: Any, tokenizer: Any, workspace: Workspace, *, seed: int) -> dict:

@@ -2,14 +2,20 @@
 
 import copy
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens.checkpoints.hashes import weight_files
 from domain_tokens.errors import UserError
 from domain_tokens.modeling import fuse_activations
-from domain_tokens.runs import CARD_NAME, UNFINISHED_MARKER, read_json, read_sealed, umask
+from domain_tokens.runs import (
+    CARD_NAME,
+    UNFINISHED_MARKER,
+    read_json,
+    read_sealed,
+    trial_folder,
+    umask,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -219,19 +225,26 @@ def save_checkpoint(
             os.chmod(path, 0o666 & ~umask())
 
 
-def prove_savable(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+def prove_savable(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
+) -> None:
     """Raise UserError where `save` could not write the configs; weights are not tried.
 
-    Called before training: what fails at the end loses the run. The model is left as it is.
+    Called before training: what fails at the end loses the run. The model is left as it is. folder:
+    next to it they are written and removed again, so that no TMPDIR is needed.
     """
     config = copy.deepcopy(model.config)
     _settle(config, tokenizer)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            config.save_pretrained(folder)
-            _stopping(model, eos=tokenizer.eos_token_id).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        with trial_folder(folder) as place:
+            config.save_pretrained(place)
+            _stopping(model, eos=tokenizer.eos_token_id).save_pretrained(place)
+            tokenizer.save_pretrained(place)
+    except UserError:  # of the place
+        raise
     except Exception as error:  # whatever a library refuses now it would refuse after training
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise UserError(f"the model's configs cannot be saved: {short_error(error)}") from None
 
 

@@ -50,6 +50,8 @@ from .files import sealed as sealed
 from .files import umask as umask
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .memory import available_memory as available_memory
+from .memory import refuse_without_memory as refuse_without_memory
 from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
 from .output_folder import Found as Found
 from .output_folder import State as State
@@ -106,6 +108,7 @@ __all__ = [
     "add_config_arguments",
     "add_evaluation_arguments",
     "add_output_arguments",
+    "available_memory",
     "barrier",
     "check_seal",
     "choose_device",
@@ -142,6 +145,7 @@ __all__ = [
     "refuse_full_disk",
     "refuse_not_json",
     "refuse_unwritable",
+    "refuse_without_memory",
     "run_environment",
     "run_script",
     "sealed",
