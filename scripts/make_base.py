@@ -122,7 +122,7 @@ def build(run: BaseRun, workspace: Workspace, source: "Source") -> dict[str, Any
         model = new_model(shape, tokenizer, seed=run.seed)
     else:
         model = checkpoints.load_source_model(source)
-    checkpoints.refuse_unusable(model, tokenizer)
+    checkpoints.refuse_unusable(model, tokenizer, workspace.work)
     if run.fact_init is not None:
         checkpoints.refuse_other_init(tokenizer, source.model, run.fact_init)
     init = run.fact_init or "subtoken_mean"

@@ -1,7 +1,6 @@
 """How a base checkpoint is made: its source loaded, extended, saved, proved, its results last."""
 
 import copy
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +139,7 @@ def dropped_settings(source: Source) -> list[str]:
     return sorted(read_json(path).keys() - NOT_DECODING)
 
 
-def refuse_unusable(model: Any, tokenizer: Any) -> None:
+def refuse_unusable(model: Any, tokenizer: Any, folder: Path) -> None:
     """Raise UserError, before anything is written, where no stage could use what would be made."""
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -155,8 +154,8 @@ def refuse_unusable(model: Any, tokenizer: Any) -> None:
         refuse_unfit(rows, layout, trial)
     except ValueError as error:
         raise UserError(str(error)) from None
-    with tempfile.TemporaryDirectory() as place:
-        refuse_unsavable(model, trial, Path(place))
+    with trial_folder(folder) as place:
+        refuse_unsavable(model, trial, place)
 
 
 def refuse_other_init(tokenizer: Any, source: Path | None, init: FactInit) -> None:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 from domain_tokens.checkpoints.hashes import weight_files
 from domain_tokens.errors import UserError
 from domain_tokens.modeling import fuse_activations
-from domain_tokens.runs import CARD_NAME, UNFINISHED_MARKER, read_json, read_sealed, umask
+from domain_tokens.runs import (
+    CARD_NAME,
+    UNFINISHED_MARKER,
+    read_json,
+    read_sealed,
+    umask,
+)
 
 if TYPE_CHECKING:
     import torch

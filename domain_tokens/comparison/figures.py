@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from domain_tokens.errors import UserError
+
 ARM_COLOURS = {"baseline": "#0072b2", "mul_tokens": "#d55e00"}  # Okabe and Ito 2008
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7b6cd9", "#999933")
 INK, FAINT = "#010203", "#8a8b8c"  # replaced by variables of the page
@@ -49,11 +51,24 @@ def _svg(figure: Any, name: str, label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def _figure(columns: int, *, size: tuple[float, float]) -> tuple[Any, Any]:
-    import matplotlib
+def _pyplot() -> Any:
+    """Return matplotlib's pyplot for files; UserError where it finds no folder for its caches."""
+    try:
+        import matplotlib
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+    except OSError as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"the figures cannot be drawn: {words}; set MPLCONFIGDIR to a folder that can be "
+            "written, or leave --report out"
+        ) from None
+    return pyplot
+
+
+def _figure(columns: int, *, size: tuple[float, float]) -> tuple[Any, Any]:
+    pyplot = _pyplot()
 
     pyplot.rcParams.update(STYLE)
     figure, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False)

@@ -62,6 +62,8 @@ from .files import sealed as sealed
 from .files import umask as umask
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .memory import available_memory as available_memory
+from .memory import refuse_without_memory as refuse_without_memory
 from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
 from .output_folder import Found as Found
 from .output_folder import State as State
@@ -157,6 +159,7 @@ __all__ = [
     "add_forbidding_argument",
     "add_output_arguments",
     "as_written_today",
+    "available_memory",
     "barrier",
     "base_models",
     "card_model",
@@ -202,6 +205,7 @@ __all__ = [
     "refuse_full_disk",
     "refuse_not_json",
     "refuse_unwritable",
+    "refuse_without_memory",
     "require_record",
     "reset_peak_memory",
     "run_environment",

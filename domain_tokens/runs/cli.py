@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from domain_tokens.errors import FailedError, StoppedError, UserError
 from domain_tokens.runs.distributed import leave_distributed
+from domain_tokens.runs.memory import is_out_of_memory
 from domain_tokens.runs.output_folder import release_locks
 from domain_tokens.runs.threads import settle_threads
 
@@ -216,6 +217,9 @@ def _failure(error: Exception) -> str | None:
     if isinstance(error, FloatingPointError | FailedError):
         return str(error)
     text = str(error)
+    if is_out_of_memory(error):
+        first = text.split("\n")[0] or "MemoryError"
+        return f"not enough memory ({first}); end other programs, then {_again()}"
     space = isinstance(error, OSError) and error.errno in NO_ROOM
     # safetensors and torch raise errors of their own for a write that fails.
     if space or "os error 28" in text or "os error 27" in text or "failed writing file" in text:

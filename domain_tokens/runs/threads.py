@@ -75,22 +75,24 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     Read are version 2 (cpu.max) and 1 (cpu.cfs_quota_us), of the process's own group and all above
     it, of which the tightest holds. root: where /proc and /sys lie.
     """
-    quotas = [quota for folder in _groups(root) if (quota := _quota_in(folder)) is not None]
+    quotas = [
+        quota for folder in cgroup_folders("cpu", root) if (quota := _quota_in(folder)) is not None
+    ]
     return min(quotas, default=None)
 
 
-def _groups(root: Path) -> Iterator[Path]:
+def cgroup_folders(controller: str, root: Path = Path("/")) -> Iterator[Path]:
     """Yield the folders of the process's groups and of all groups above them.
 
     In a container the root of the tree is its own group, whatever path /proc tells.
     """
     lines = _text(root / "proc/self/cgroup").splitlines()
     for _, kinds, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if kinds and "cpu" not in kinds.split(","):
+        if kinds and controller not in kinds.split(","):
             continue
         tops = [root / "sys/fs/cgroup"]
         if kinds:
-            tops = [tops[0] / kinds, tops[0] / "cpu"]
+            tops = [tops[0] / kinds, tops[0] / controller]
         for top in tops:
             own = top / path.strip("/")
             yield from (own, *own.parents[: len(own.parts) - len(top.parts)])

@@ -10,9 +10,11 @@ import torch
 from domain_tokens.checkpoints import refuse_unsavable, require_extended
 from domain_tokens.errors import FailedError, UserError
 from domain_tokens.runs import (
+    Device,
     TrainingSection,
     Workspace,
     refuse_full_disk,
+    refuse_without_memory,
     trial_folder,
 )
 from domain_tokens.training.step_plan import StepPlan
@@ -86,6 +88,17 @@ def refuse_useless(model: torch.nn.Module, before: str) -> None:
             f"{broken[0]} holds numbers that are not finite after the last step; lower "
             "training.learning_rate and train again into another --output-dir"
         )
+
+
+def refuse_without_memory_to_train(model: torch.nn.Module, device: Device) -> None:
+    """Raise UserError where gradients and AdamW's state alone are more than the memory left.
+
+    Activations come on top of them: who passes may still run out, and is then told so by the
+    library. On a GPU its own error does.
+    """
+    if device.type == "cpu":
+        needed = sum(3 * FLOAT * p.numel() for p in model.parameters() if p.requires_grad)
+        refuse_without_memory(needed, "the gradients and AdamW's state")
 
 
 FLOAT = 4  # bytes of a weight; AdamW keeps two more numbers of each in a checkpoint

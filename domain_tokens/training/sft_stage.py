@@ -165,7 +165,11 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
     from domain_tokens.checkpoints import fact_rows_in_words
     from domain_tokens.runs import refuse_not_json, shown_example
     from domain_tokens.training.dry_run import dry_run_estimate
-    from domain_tokens.training.preflight import refuse_without_room, refuse_zero_rates
+    from domain_tokens.training.preflight import (
+        refuse_without_memory_to_train,
+        refuse_without_room,
+        refuse_zero_rates,
+    )
     from domain_tokens.training.stage_files import finish_stage, planned
 
     loaded, settings, workspace = _load(stage), stage.config.training, stage.workspace
@@ -178,6 +182,7 @@ def run_stage(stage: OpenStage) -> dict[str, Any] | None:
         print(dry_run_estimate(model, data.train, plan, settings, loaded.device))
         return None
     refuse_zero_rates(plan, settings)
+    refuse_without_memory_to_train(model, loaded.device)
     results = _results(stage, data, plan) | {"fact_rows": loaded.began}
     card: dict[str, Any] = {**_card(stage, loaded, results), "treatment": loaded.treatment}
     if is_main_process():
