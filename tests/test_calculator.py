@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from domain_tokens.checkpoints import load_tokenizer
 from domain_tokens.data.demo_problems import problem_rows
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.checkpoint import evaluation_identity
@@ -19,7 +20,7 @@ from domain_tokens.inference.forced_tokens import Calculator, Constraints, resul
 from domain_tokens.inference.noise import noise_keys
 from domain_tokens.inference.sampling import GREEDY, Sampling, choose
 from domain_tokens.injection import find_facts
-from domain_tokens.runs.files import read_json, read_lines
+from domain_tokens.runs.files import file_digest, read_json, read_lines
 from tests.conftest import call, edit
 from tests.small_models import hf_tokenizer
 
@@ -288,10 +289,10 @@ def test_forbidden_tokens_are_never_written(tiny_model, temperature):
 
 
 def words_of(demo, folder, script="eval/run_gsm8k.py"):
-    config = "gsm8k" if "gsm8k" in script else "arithmetic_probes"
     found = [script, "--model-path", demo / "sft_gsm8k_mul_tokens", "--output-dir", demo / folder]
-    found += ["--condition", "mul_tokens", "--config", f"eval/configs/demo/{config}.yaml"]
+    found += ["--condition", "mul_tokens"]
     if "gsm8k" in script:
+        found += ["--config", "eval/configs/demo/gsm8k.yaml"]
         found += ["--set", f"data.source={demo / 'data' / 'test.jsonl'}"]
     return found
 
@@ -315,18 +316,15 @@ def test_settings_stand_on_the_card_and_part_of_what_a_run_is(demo):
     assert card["decode"]["forbid_fact_tokens"] is True
 
 
-def test_a_card_that_claims_a_calculator_is_checked_by_its_tokens(demo, tokenizer):
+def test_a_card_that_claims_a_calculator_is_checked_by_its_tokens(demo):
     """The tokens of a free run do not keep to what a changed card says."""
     results = demo / "eval_mul_tokens" / "gsm8k_results.json"
     items = read_lines(demo / "eval_mul_tokens" / "gsm8k_items.jsonl")
-    renderer_ids = tokenizer.encode(" 6*9=48")
+    tokenizer = load_tokenizer(demo / "sft_gsm8k_mul_tokens")
     edit(results, "card.decode.calculator", "facts")
-    assert Constraints(calculator=Calculator(tokenizer, "facts")).broken_at(renderer_ids) == 4
-    items[0]["token_ids"] = renderer_ids
+    items[0]["token_ids"] = tokenizer.encode(" so 6*9=48", add_special_tokens=False)
     path = demo / "eval_mul_tokens" / "gsm8k_items.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    from domain_tokens.runs.files import file_digest
-
     edit(results, "items.sha256", file_digest(path))
     with pytest.raises(UserError, match=r"is not what card\.decode forces"):
         verify_tokens(results, demo / "sft_gsm8k_mul_tokens")
