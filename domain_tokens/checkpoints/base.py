@@ -29,6 +29,7 @@ from domain_tokens.runs import (
     read_json,
     run_environment,
     sealed,
+    trial_folder,
 )
 from domain_tokens.vocabulary import (
     FACTS,
