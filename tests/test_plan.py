@@ -237,3 +237,10 @@ def test_snakemake_sees_the_same_stages(more, tmp_path):
         assert " ".join(stage.arguments) in done.stdout
     total = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("total")]
     assert int(total[0]) == len(stages) + 1  # and the rule `all`
+
+
+def test_every_control_is_a_treatment_and_every_treatment_but_the_claims_own_a_control():
+    from domain_tokens.experiment.stages import CONTROLS, FACT_TOKEN
+    from domain_tokens.treatments import NAMES
+
+    assert {*CONTROLS} == {*NAMES} - {FACT_TOKEN}

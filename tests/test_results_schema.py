@@ -11,6 +11,7 @@ from domain_tokens.comparison.runs import ACCURACIES
 from domain_tokens.comparison.values import ENDPOINTS
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.responses import PartialResponses
+from domain_tokens.experiment.run_table import STAGES
 from domain_tokens.inference import Response
 from domain_tokens.runs.files import read_json, read_lines, write_json
 from domain_tokens.runs.output_folder import UNFINISHED_MARKER, open_workspace, release_locks
@@ -28,7 +29,7 @@ from domain_tokens.runs.results.record import (
     write_record,
     wrong_values,
 )
-from tests.conftest import ROOT, call, edit, load_script
+from tests.conftest import ROOT, call, edit
 
 # Objects whose keys are data (names of files, reasons, metrics, a base's arguments, config.json of
 # a model), so that any is fine: the names of the last two keys that lead to one. Written down
@@ -289,7 +290,7 @@ def test_names_used_elsewhere_are_keys_of_the_models():
         assert {metric for metric, _ in pairs} <= metrics[name].keys()
         assert {verdict for _, verdict in pairs} <= items.keys()
     assert all(endpoint.name in metrics[endpoint.evaluation] for endpoint in ENDPOINTS)
-    for file, (_, place, keys) in load_script("scripts/show_runs.py").STAGES.items():
+    for file, (_, place, keys) in STAGES.items():
         model = file_model(file, {})
         fields = metrics[file.partition("_")[0]] if place else model.model_fields
         assert set(keys) <= fields.keys()

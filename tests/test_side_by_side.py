@@ -129,7 +129,7 @@ side_by_side.run_side_by_side([Lineage("hangs_1", [], []), Lineage("hangs_2", []
     within(20, lambda: not any(map(alive, pids)))
 
 
-def test_threads_are_shared_out_unless_the_user_did(child, tmp_path, monkeypatch):
+def test_threads_are_shared_out(child, tmp_path, monkeypatch):
     seen = []
 
     class Recorded(subprocess.Popen):
@@ -138,8 +138,9 @@ def test_threads_are_shared_out_unless_the_user_did(child, tmp_path, monkeypatch
             super().__init__(*words, env=env, **more)
 
     monkeypatch.setattr(side_by_side.subprocess, "Popen", Recorded)
-    monkeypatch.setattr(side_by_side, "_cores", lambda: 8)
-    for given, jobs, wanted in ((None, 2, "4"), (None, 9, "1"), ("3", 2, "3"), (None, 1, None)):
+    monkeypatch.setattr("domain_tokens.runs.threads.usable_cpus", lambda: 8)
+    # What the user gave, or the container's quota, is what all jobs have together.
+    for given, jobs, wanted in ((None, 2, "4"), (None, 9, "1"), ("6", 2, "3"), (None, 1, None)):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if given:
             monkeypatch.setenv("OMP_NUM_THREADS", given)

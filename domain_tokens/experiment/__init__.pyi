@@ -6,6 +6,9 @@ from .progress import Planned as Planned
 from .progress import planned as planned
 from .progress import progress_of as progress_of
 from .progress import read_plan as read_plan
+from .run_table import Row as Row
+from .run_table import plans_in_words as plans_in_words
+from .run_table import run_rows as run_rows
 from .runner import chosen_lineages as chosen_lineages
 from .runner import compare_arms as compare_arms
 from .runner import run_apart as run_apart
@@ -23,15 +26,18 @@ __all__ = [
     "Experiment",
     "Options",
     "Planned",
+    "Row",
     "Stage",
     "chosen_lineages",
     "compare_arms",
     "end_with_parent",
     "expected_time",
     "planned",
+    "plans_in_words",
     "progress_of",
     "read_plan",
     "refuse_bad_overrides",
     "run_apart",
     "run_here",
+    "run_rows",
 ]

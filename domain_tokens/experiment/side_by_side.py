@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domain_tokens.experiment.stages import Lineage
-from domain_tokens.runs import ROOT, make_folder
+from domain_tokens.runs import ROOT, job_cpus, make_folder
 
 SCRIPT = ROOT / "scripts" / "run_experiment.py"
 LOOK_EVERY = 0.5  # seconds
@@ -75,8 +75,8 @@ def _start(name: str, argv: Sequence[str], *, jobs: int, log: Path) -> subproces
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if jobs > 1:
         # Threads of several processes that wait for each other at barriers take each other's cores.
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
+        environment["OMP_NUM_THREADS"] = str(max(1, job_cpus() // jobs))
+        environment.pop("NUMBA_NUM_THREADS", None)  # it follows
     with log.open("ab") as stream:
         return subprocess.Popen(
             [sys.executable, str(SCRIPT), *argv, "--only", name, "--child"],
@@ -85,12 +85,6 @@ def _start(name: str, argv: Sequence[str], *, jobs: int, log: Path) -> subproces
             stderr=subprocess.STDOUT,
             env=environment,
         )
-
-
-def _cores() -> int:
-    """Return how many cores this process may use, where the system tells."""
-    told = getattr(os, "sched_getaffinity", None)
-    return len(told(0)) if told else os.cpu_count() or 1
 
 
 def _log(logs: Path, name: str) -> Path:
