@@ -21,6 +21,7 @@ from domain_tokens.inference.decoder import Response, generate
 from domain_tokens.inference.sampling import Sampling
 from domain_tokens.injection import stands_right
 from domain_tokens.prompts import Renderer
+from domain_tokens.treatments import FACT_TOKENS
 from domain_tokens.vocabulary import layout_of
 
 
@@ -57,12 +58,16 @@ def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
 
 def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
     """Every route by a full softmax at each of its tokens, one plain forward pass for each."""
-    with torch.no_grad():  # fact tokens and a space are likely, so that all routes matter
-        rows = subject.model.transformer.wte.weight
-        rows[220] *= 3
-        rows[subject.layout.first_fact_id :] *= 2
-    lines = table_scores(subject, forced_start=" The answer is")
     renderer = Renderer(subject.tokenizer)
+    question = TEMPLATES[1].format(a=3, b=4)
+    ids = renderer.prompt([("user", question)], forced_start=" The answer is")
+    with torch.no_grad():  # a space, and then any fact token, are likely: the second route matters
+        rows = subject.model.transformer.wte.weight
+        for chosen in ([220], [*subject.layout.fact_ids]):
+            hidden = subject.model.transformer(torch.tensor([ids])).last_hidden_state[0, -1]
+            rows[chosen] = 12 * hidden / hidden.norm() ** 2 + 0.1 * rows[chosen]
+            ids.append(220)
+    lines = table_scores(subject, forced_start=" The answer is")
     for a, b in ((3, 4), (6, 9)):
         question = TEMPLATES[1].format(a=a, b=b)
         prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
@@ -72,8 +77,8 @@ def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
             shares[product] += math.exp(log_prob(subject.model, prompt, ids))
         for fact in subject.layout.fact_ids:
             product = subject.layout.fact_of(fact)[2]
-            for route in ([fact, renderer.eos], [220, fact, renderer.eos]):
-                shares[product] += math.exp(log_prob(subject.model, prompt, route))
+            route = [220, fact, renderer.eos]
+            shares[product] += math.exp(log_prob(subject.model, prompt, route))
         (line,) = (x for x in lines if (x["a"], x["b"], x["template"]) == (a, b, TEMPLATES[1]))
         assert line["both_log_prob"] == pytest.approx(math.log(shares[a * b]), abs=1e-3)
         assert line["both_log_sum"] == pytest.approx(math.log(sum(shares.values())), abs=1e-3)
@@ -88,7 +93,7 @@ def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
 
 def test_the_routes_are_what_training_writes(subject):
     """A fact after `The answer is` is rendered as a space and its token, then EOS."""
-    renderer = Renderer(subject.tokenizer, inject=True)
+    renderer = Renderer(subject.tokenizer, treatment=FACT_TOKENS)
     messages = [("user", "What is 6 times 9?"), ("assistant", "The answer is 6*9=54")]
     rendered = renderer.example("x", messages, max_length=64).input_ids.tolist()
     prompt = renderer.prompt(messages[:1], forced_start=" The answer is")

@@ -38,8 +38,8 @@ def table_scores(
     log_prob: log p of the product in digits + EOS, log_sum: the log of the sum over the 36 products
     (nats), value: their difference; fact_mass: the probability (0–1) that the next token would be
     any fact token. both_log_prob, both_log_sum, both_value: the same where a product may be written
-    in digits or as any fact token that reads it, with or without a space before it, then EOS: the
-    exact sum of all these routes. Not for stories, nor where rows stand for something else.
+    in digits or as a space and any fact token that reads it, as the renderer writes it, then EOS:
+    the exact sum of all these routes. Not for stories, nor where rows stand for something else.
     """
     renderer = Renderer(subject.tokenizer)
     cells = [(a, b, template) for a, b in TABLE for template in templates]
@@ -75,17 +75,14 @@ def _fact_log_probs(
 ) -> list[list[float]]:
     """Return log p(fact token + EOS) of the 45 facts after each prompt: [prompts, 45].
 
-    A fact token stands after a space, as the renderer writes it, or without one: both are summed.
+    A fact token stands after a space, as the renderer writes it.
     """
     space = renderer.encode(" ")
     facts = [[i, renderer.eos] for i in subject.layout.fact_ids]
     count = len(prompts)
-    touching = continuation_log_probs(subject.model, prompts, [[*facts, space]] * count)
-    apart = continuation_log_probs(subject.model, [[*p, *space] for p in prompts], [facts] * count)
-    return [
-        [log_sum((one, before + other)) for one, other in zip(near, far, strict=True)]
-        for (*near, before), far in zip(touching, apart, strict=True)
-    ]
+    before = continuation_log_probs(subject.model, prompts, [[space]] * count)
+    after = continuation_log_probs(subject.model, [[*p, *space] for p in prompts], [facts] * count)
+    return [[one + of for of in found] for (one,), found in zip(before, after, strict=True)]
 
 
 def _both_routes(right: float, total: float, facts: list[float], product: int) -> dict[str, float]:
