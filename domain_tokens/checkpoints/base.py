@@ -156,7 +156,7 @@ def refuse_unusable(model: Any, tokenizer: Any, folder: Path) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     with trial_folder(folder) as place:
-        refuse_unsavable(model, trial, place)
+        refuse_unsavable(model, trial, Path(place))
 
 
 def refuse_other_init(tokenizer: Any, source: Path | None, init: FactInit) -> None:
