@@ -7,11 +7,10 @@ import torch
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs import device
-from domain_tokens.runs.device import choose_device, gpu_fault, hardware_line, peak_flops
+from domain_tokens.runs.device import Device, choose_device, gpu_fault, hardware_line, peak_flops
 from domain_tokens.training import gpu_memory
 from domain_tokens.training.gpu_memory import rows_at_once
-from domain_tokens.training.trainer import training_arguments
-from tests.conftest import plant
+from domain_tokens.training.trainer import Surroundings, training_arguments
 from tests.test_packing import random_examples
 from tests.test_training import SETTINGS
 
@@ -120,7 +119,6 @@ def test_several_gpus_in_one_process_are_not_split_over(monkeypatch, tmp_path):
     """DataParallel takes a packed row for a batch."""
     from transformers import TrainingArguments
 
-    from domain_tokens.runs import TrackingSection
     from domain_tokens.training.step_plan import plan_steps
 
     plan = plan_steps(random_examples(4), SETTINGS)
@@ -132,7 +130,7 @@ def test_several_gpus_in_one_process_are_not_split_over(monkeypatch, tmp_path):
         self._n_gpu = 4
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", with_four)
-    arguments = training_arguments(SETTINGS, plan, tmp_path, TrackingSection())
+    arguments = training_arguments(SETTINGS, plan, tmp_path, Surroundings(choose_device("fp32")))
     assert arguments.n_gpu == 1
 
 
@@ -148,14 +146,9 @@ def test_a_step_is_one_micro_batch_where_memory_allows(monkeypatch, tiny_model, 
     tiny_model.config.update(shape)
     weights = [SimpleNamespace(numel=lambda: 124_000_000)]
     monkeypatch.setattr(tiny_model, "parameters", lambda: iter(weights))
-    assert rows_at_once(tiny_model, settings) == 2  # a CPU
-    plant(
-        monkeypatch,
-        "domain_tokens.runs.device.choose_device",
-        lambda precision: ("cuda", torch.bfloat16),
-    )
+    assert rows_at_once(tiny_model, settings, Device("cpu", torch.float32)) == 2
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), int(free)))
-    assert rows_at_once(tiny_model, settings) == rows
+    assert rows_at_once(tiny_model, settings, Device("cuda", torch.bfloat16)) == rows
     assert gpu_memory.STATE == 20
 
 

@@ -103,7 +103,9 @@ def plain_steps(model, part, *, decay):
         total = 0.0
         for i in (i for rows_ in step for row in rows_ for i in row):
             ids = torch.from_numpy(examples[i].input_ids[None].astype(np.int64))
-            labels = ids[0, 1:].masked_fill(torch.from_numpy(examples[i].kinds[1:] == 0), -100)
+            labels = ids[0, 1:].masked_fill(
+                torch.from_numpy(examples[i].token_roles[1:] == 0), -100
+            )
             logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum")
             (loss / plan.supervised[number]).backward()

@@ -39,7 +39,7 @@ def make(folder, state):
 def run(folder, *, resume=False, overwrite=False, identity=IDENTITY):
     """A run in miniature; returns what it found, or "refused"."""
     try:
-        space = open_workspace(str(folder), RESULTS, identity, resume=resume, overwrite=overwrite)
+        space = open_workspace(folder, RESULTS, identity, resume=resume, overwrite=overwrite)
     except UserError:
         return "refused"
     if space.finished:
@@ -82,7 +82,7 @@ def test_a_finished_folder_stays_until_its_replacement_is_whole(tmp_path):
     folder = tmp_path / "run"
     make(folder, "finished")
     before = tree(folder)
-    space = open_workspace(str(folder), RESULTS, IDENTITY, resume=False, overwrite=True)
+    space = open_workspace(folder, RESULTS, IDENTITY, resume=False, overwrite=True)
     space.begin()
     (space.work / "model").write_text("half")
     assert tree(folder) == before
@@ -152,7 +152,7 @@ def test_what_a_killed_write_left_is_no_file_of_another_kind(tmp_path):
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     folder = tmp_path / "run"
     arguments = {"resume": False, "overwrite": False}
-    first, second = (open_workspace(str(folder), RESULTS, IDENTITY, **arguments) for _ in "12")
+    first, second = (open_workspace(folder, RESULTS, IDENTITY, **arguments) for _ in "12")
     first.begin()
     before = tree(folder)
     with pytest.raises(UserError, match="another process is writing"):
@@ -165,7 +165,7 @@ def test_what_another_process_began_meanwhile_is_not_removed(tmp_path):
     """Both saw an empty folder; one began and was killed, and the other one removed its files."""
     folder = tmp_path / "run"
     arguments = {"resume": False, "overwrite": False}
-    first, second = (open_workspace(str(folder), RESULTS, IDENTITY, **arguments) for _ in "12")
+    first, second = (open_workspace(folder, RESULTS, IDENTITY, **arguments) for _ in "12")
     first.begin()
     (folder / "train_log.jsonl").write_text("first")
     release_locks()  # as a kill does
@@ -207,7 +207,7 @@ class KilledError(RuntimeError):
 
 def answers(folder, *, resume=False, overwrite=False, card=CARD, name="gsm8k"):
     """An evaluation's output that was opened, or "refused", or "already finished"."""
-    output = Answers(str(folder), name, evaluation_identity(card))
+    output = Answers(folder, name, evaluation_identity(card))
     try:
         return output if output.open(resume=resume, overwrite=overwrite) else "already finished"
     except UserError:
@@ -360,6 +360,6 @@ def test_finished_results_of_other_code_are_said_to_be(tmp_path):
         folder / "gsm8k_results.json",
         {**results, "card": {**CARD, "code": {"tree": "f" * 64}}},
     )
-    output = Answers(str(folder), "gsm8k", evaluation_identity(CARD))
+    output = Answers(folder, "gsm8k", evaluation_identity(CARD))
     assert not output.open(resume=True, overwrite=False)
     assert "made by other code: ffffffffffff" in output.note

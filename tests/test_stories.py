@@ -160,7 +160,7 @@ def test_no_gsm8k_question_repeats_a_story():
 
 def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenizer, tmp_path):
     """Against plain forward passes, as A1."""
-    subject = LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer), "fp32")
+    subject = LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer))
     stories = (STORIES[3], STORIES[7])
     lines = table_scores(subject, forced_start=" The answer is", templates=stories)
     assert [(x["a"], x["b"], x["template"]) for x in lines[:3]] == [

@@ -180,7 +180,7 @@ def by_name(tokenizer):
 
 
 def subject_of(tokenizer, treatment):
-    return LoadedCheckpoint(Path(), None, tokenizer, layout_of(tokenizer), "fp32", treatment)
+    return LoadedCheckpoint(Path(), None, tokenizer, layout_of(tokenizer), treatment=treatment)
 
 
 @pytest.mark.shared_data

@@ -48,7 +48,7 @@ class ChatSession:
         model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
         arm = f" ({card['stage']}, {card['condition']})" if card else ""
         return cls(
-            LoadedCheckpoint(folder, model, tokenizer, layout, device, treatment=treatment),
+            LoadedCheckpoint(folder, model, tokenizer, layout, device=device, treatment=treatment),
             title=f"{folder}{arm}",
             renderer=Renderer(tokenizer),
         )

@@ -1,7 +1,7 @@
 """A checkpoint that is loaded to be evaluated, and the run card of an evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class LoadedCheckpoint:
     model: Any
     tokenizer: "PreTrainedTokenizerBase"
     layout: Layout
+    _: KW_ONLY
     device: Device | None = None
     verified: VerifiedParent | None = None
     treatment: Treatment | None = None
@@ -81,7 +82,12 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
     detach_from_file(model)  # what is not packed
     verified.refuse_changed_since()
-    return LoadedCheckpoint(folder, model, tokenizer, layout, device, verified, treatment)
+    return LoadedCheckpoint(
+        *(folder, model, tokenizer, layout),
+        device=device,
+        verified=verified,
+        treatment=treatment,
+    )
 
 
 def treatment_in(folder: Path) -> Treatment | None:
