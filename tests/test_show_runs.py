@@ -88,7 +88,8 @@ def test_a_plan_is_shown_with_how_far_it_is(tmp_path, capsys):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(content)
     assert call("scripts/show_runs.py", tmp_path) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    (last,) = (line for line in lines if line.startswith("plan "))
     assert last.startswith(
         f"plan {tmp_path}: 1 of 3 stages done, 2 begun, 0 left; time left: known"
     )

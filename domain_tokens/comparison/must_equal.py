@@ -9,7 +9,7 @@ from typing import Any
 from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation import DECODE_DEFAULTS
-from domain_tokens.runs import as_written_today, with_later_keys
+from domain_tokens.runs import as_written_today, hash_json, with_later_keys
 
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
@@ -151,7 +151,8 @@ def find_differences(
             ]
     runs = [run for pair in pairs for run in pair]
     injected = [fault for run in runs for fault in injection_faults(run)]
-    known.update(f"{name}.inject" for run in runs for name, _ in _stages_of(run))
+    stages = [name for run in runs for name, _ in _stages_of(run)]
+    known.update(f"{name}.{key}" for name in stages for key in ("inject", "treatment"))
     for key in allowed:
         if not any(_covers(key, k) for k in known):
             near = difflib.get_close_matches(key, known, n=1)
@@ -205,8 +206,14 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
 
     Stages whose card is from before this was recorded are passed over.
     """
+    folders = (str(run.folder), str(run.folder))
     for evaluation in run.evaluations.values():
-        for name, record in trained_stages(evaluation.card["training"] or BASE):
+        training = evaluation.card["training"] or BASE
+        for name, record in trained_stages(training):
+            if (treatment := record.get("treatment")) not in (None, training.get("treatment")):
+                key, got = f"{name}.treatment", _treatment_in_words(treatment)
+                wanted = f"{_treatment_in_words(training.get('treatment'))}, as in the last stage"
+                yield key, Difference(key, folders, (got, wanted))
             if "inject" not in record:
                 continue
             key, count = f"{name}.inject", record["injected_tokens"]
@@ -220,7 +227,13 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
                 wanted = "False with none, as condition baseline says"
             else:
                 continue
-            yield key, Difference(key, (str(run.folder), str(run.folder)), (got, wanted))
+            yield key, Difference(key, folders, (got, wanted))
+
+
+def _treatment_in_words(record: Any) -> str:
+    if not isinstance(record, dict):
+        return repr(record)
+    return f"{record.get('name')} of {record.get('treated_facts')} ({hash_json(record)[:8]})"
 
 
 def untold_by_cards(runs: Sequence[Run]) -> Iterator[str]:
