@@ -119,7 +119,7 @@ def test_one_replicate_twice_is_refused(words, capsys):
     assert "twice; wanted each once" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", [*TRAINING, *EVALUATION, "scripts/compare_runs.py"])
+@pytest.mark.parametrize("script", [*TRAINING, *EVALUATION])
 def test_default_configs_are_found_from_any_working_directory(
     script, parser_of, tmp_path, monkeypatch
 ):

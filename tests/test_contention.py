@@ -1,7 +1,6 @@
 """The contention benchmark: its arms differ as they say, and its ratios are what it says."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ def test_the_busy_process_is_busy_and_ends():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
+@pytest.mark.skipif("CI" in os.environ, reason="busy loops: twelve minutes become fifteen")
 def test_the_whole_of_it_in_its_smallest_form(demo, tmp_path):
     words = ["--demo-dir", demo, "--work-dir", tmp_path / "work", "--limit", 8, "--rounds", 1]
     words += ["--workloads", "decoding", "--output-path", tmp_path / "times.json"]

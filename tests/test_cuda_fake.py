@@ -10,7 +10,7 @@ from domain_tokens.inference.forward import PackedForward
 from domain_tokens.inference.log_probs import continuation_log_probs
 from domain_tokens.inference.sampling import GREEDY, Sampling
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
-from domain_tokens.runs.device import choose_device
+from domain_tokens.runs.device import Device
 from domain_tokens.training import loss
 from domain_tokens.training.loss import evaluate_loss, half_precision, summed_loss, to_device
 from domain_tokens.training.step_plan import plan_steps
@@ -123,7 +123,7 @@ def test_an_evaluation_looks_once_at_a_micro_batch(family):
     with fake_cuda() as mode:
         model = model_of(family, torch.float32)
         mode.waits.clear()
-        evaluate_loss(model, EXAMPLES, AUTO, choose_device(AUTO.precision))
+        evaluate_loss(model, EXAMPLES, AUTO, Device("cuda", torch.bfloat16))
     assert mode.waits == {"copy to the host": 1}
     assert mode.count("_varlen_attn", "bfloat16") == LAYERS
     assert mode.count("aten.mm", "float32") == 0

@@ -203,7 +203,7 @@ def test_a_treated_arm_without_facts_is_refused_unless_meant(demo, capsys):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = tree(demo)
     assert mul_tokens(demo, "new", "--inject-mul-tokens") == 2
-    assert "no product that could be a fact token" in capsys.readouterr().err
+    assert "no place that treatment fact_token of all could write" in capsys.readouterr().err
     assert tree(demo) == before
     assert mul_tokens(demo, "new", "--inject-mul-tokens", "--allow-no-injection") == 0
     card = json.loads((demo / "new" / "run_card.json").read_text())

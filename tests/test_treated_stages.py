@@ -9,6 +9,7 @@ import pytest
 
 from domain_tokens.checkpoints.folder import read_card
 from domain_tokens.checkpoints.lineage import BrokenLinkError, verify_checkpoint, verify_evaluation
+from domain_tokens.comparison.arms import refuse_other_arm
 from domain_tokens.comparison.must_equal import find_differences
 from domain_tokens.comparison.runs import load_run
 from domain_tokens.data.demo_corpora import write_demo_corpora
@@ -201,9 +202,10 @@ def test_treatments_may_differ_between_arms_but_not_within_one(root):
     find_differences([tuple(arms)], [])
     same = [with_treatment(run, 2), with_treatment(run, 2, name="generic", treated_facts="all")]
     find_differences([tuple(arms), tuple(same)], [])
-    other = [with_treatment(run, 2), with_treatment(run, 2, name="result", treated_facts="all")]
-    with pytest.raises(UserError, match=r"training\.treatment\.name \('generic' and 'result'\)"):
-        find_differences([tuple(arms), tuple(other)], [])
+    other = with_treatment(run, 2, name="result", treated_facts="all")
+    with pytest.raises(UserError, match="is of arm result and was given as generic"):
+        refuse_other_arm(other, "generic")
+    refuse_other_arm(arms[1], "generic")
 
 
 def test_facts_that_never_occur_are_a_clear_line(root, tmp_path, capsys):
