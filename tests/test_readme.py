@@ -15,6 +15,7 @@ CONFIGS = (SFTConfig, GSM8KEvalConfig, ProbeEvalConfig)
 
 # Commands that are parsed here and not run, and why.
 PARSED_ONLY = {
+    "scripts/compare_runs.py --arm": "the small demo has two arms",
     "scripts/run_experiment.py": "the whole demo: the fixture `experiment` runs it",
     "scripts/make_base.py --from gpt2-random": "124 M parameters",
     "scripts/export_nanogpt.py": "wants nanoGPT's file; tests/test_export_nanogpt.py has some",

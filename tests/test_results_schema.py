@@ -62,7 +62,7 @@ def files(experiment):
 
 
 def test_every_file_of_the_demo_is_what_its_model_says(files):
-    assert len(files) == 31
+    assert len(files) == 32
     for path, kind, trees in files:
         for tree in trees:
             require_record(kind, tree, path.name)

@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from domain_tokens.runs.results import bases, card, comparison, evaluation, lines, training
+from domain_tokens.runs.results import (
+    bases,
+    card,
+    comparison,
+    evaluation,
+    lines,
+    plans,
+    training,
+)
 from domain_tokens.runs.results.record import Record
 
 
@@ -58,6 +66,8 @@ FILES = (
     ),
     ResultFile("comparison.json", "scripts/compare_runs.py", (comparison.Comparison,)),
     ResultFile("arms.json", "scripts/compare_runs.py --arm", (comparison.Study,)),
+    ResultFile("plan.json", "scripts/run_experiment.py --jobs", (plans.StudyPlan,)),
+    ResultFile("stage_seconds.jsonl", "scripts/run_experiment.py", (plans.StageSeconds,)),
     ResultFile("manifest.json", "scripts/run_experiment.py (demo)", (bases.Manifest,)),
 )
 
