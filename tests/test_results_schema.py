@@ -10,6 +10,7 @@ from domain_tokens.checkpoints.parent import ANCESTRY, SETTING
 from domain_tokens.comparison.runs import ACCURACIES
 from domain_tokens.comparison.values import ENDPOINTS
 from domain_tokens.errors import UserError
+from domain_tokens.evaluation.checkpoint import evaluation_identity
 from domain_tokens.evaluation.responses import PartialResponses
 from domain_tokens.experiment.run_table import STAGES
 from domain_tokens.inference import Response
@@ -38,7 +39,7 @@ FREE = """
     files libraries sources dropped validation_dropped irregular_rows source_composition left_out
     sizes architecture metrics.category_accuracies by_seed best_constant metrics.gsm8k
     metrics.arithmetic pairs.metrics data identity identity.config identity.config.model
-    identity.config.training
+    identity.config.training meanings metrics.attribution statements.verdicts
 """
 # The model's own and the data's: rows of the demo are no results.
 OTHERS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -221,7 +222,7 @@ def test_files_of_an_unfinished_run_are_what_their_models_say(files, tmp_path):
     by_place = {(path.parent.name, path.name): trees[0] for path, _, trees in files}
     stage = by_place["sft_gsm8k_baseline", "run_card.json"]
     open_workspace(
-        str(tmp_path / "stage"),
+        tmp_path / "stage",
         "sft_results.json",
         stage["identity"],
         resume=False,
@@ -230,10 +231,7 @@ def test_files_of_an_unfinished_run_are_what_their_models_say(files, tmp_path):
     release_locks()
     require_record(card.StageMarker, read_json(tmp_path / "stage" / UNFINISHED_MARKER), "marker")
     evaluated = by_place["eval_baseline", "gsm8k_results.json"]["card"]
-    keys = ("stage", "condition", "weights", "model", "formats", "data", "decode")
-    partial = PartialResponses(
-        tmp_path, "gsm8k", {**{key: evaluated[key] for key in keys}, "code": "0" * 64}
-    )
+    partial = PartialResponses(tmp_path, "gsm8k", evaluation_identity(evaluated))
     partial.start(keep=False)
     partial.append("q1", Response([1, 2], "eos"))
     head, line = read_lines(partial.files()[0])
