@@ -49,6 +49,7 @@ Name = Literal[
 TreatedFacts = Literal["all", "half_a", "half_b"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
+TOKENLESS: tuple[Name, ...] = ("unsupervised", "matched_merges")  # no row stands for a fact
 GENERIC_ROW = FACTS[0]
 # The row of a product is that of its first fact, whether or not that one is treated.
 RESULT_ROWS = {a * b: fact for (a, b), fact in reversed(list(zip(FACT_PAIRS, FACTS, strict=True)))}

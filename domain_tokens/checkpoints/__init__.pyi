@@ -23,9 +23,7 @@ from .folder import require_extended as require_extended
 from .folder import save_checkpoint as save_checkpoint
 from .folder import verify_folder as verify_folder
 from .hashes import architecture_of as architecture_of
-from .hashes import checkpoint_hashes as checkpoint_hashes
 from .hashes import hashes_and_files as hashes_and_files
-from .hashes import tokenizer_hash as tokenizer_hash
 from .hashes import weights_hash as weights_hash
 from .hub import files_of as files_of
 from .hub import model_card as model_card
@@ -49,7 +47,6 @@ __all__ = [
     "begin_fact_rows",
     "check_folder",
     "check_parent",
-    "checkpoint_hashes",
     "current_folder",
     "detach_from_file",
     "evaluations",
@@ -80,7 +77,6 @@ __all__ = [
     "save_checkpoint",
     "source_provenance",
     "to_gpt2",
-    "tokenizer_hash",
     "verify_evaluation",
     "verify_folder",
     "weights_hash",

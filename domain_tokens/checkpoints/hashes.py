@@ -71,11 +71,6 @@ def weights_hash(folder: Path) -> str:
     return hash_files(files)
 
 
-def tokenizer_hash(folder: Path) -> str:
-    """Return the SHA-256 of the tokenizer's own file."""
-    return hash_files([folder / TOKENIZER])
-
-
 def architecture_of(folder: Path) -> dict[str, Any]:
     """Return what config.json says of the model, without what differs between equal models."""
     config = read_json(folder / "config.json")

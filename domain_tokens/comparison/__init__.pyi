@@ -5,7 +5,6 @@ from .arms import refuse_other_arm as refuse_other_arm
 from .arms_report import write_arms_report as write_arms_report
 from .contrasts import compare_arms as compare_arms
 from .folder_checks import check_evaluation as check_evaluation
-from .half_contrast import dose_slopes as dose_slopes
 from .half_contrast import half_means as half_means
 from .half_contrast import randomisation_p as randomisation_p
 from .half_contrast import redrawn_halves as redrawn_halves
@@ -40,7 +39,6 @@ __all__ = [
     "compare_arms",
     "compare_runs",
     "detectable_effect",
-    "dose_slopes",
     "find_arm_differences",
     "find_differences",
     "half_means",

@@ -8,8 +8,8 @@ from typing import Any
 
 from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
-from domain_tokens.evaluation import DECODE_DEFAULTS
 from domain_tokens.runs import as_written_today, hash_json, with_later_keys
+from domain_tokens.treatments import TOKENLESS
 
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
 SETTING = ("code.tree", "environment.device_type", "environment.dtype")
@@ -20,14 +20,9 @@ PATHS = (
     "training.config.data.source",
     "training.config.data.validation_source",
 )
-TOKENLESS = ("unsupervised", "matched_merges")  # treatments that write no fact tokens
 CALCULATOR = "decode.calculator"
 # Of sampled rationales, which say nothing of greedy answers.
 SAMPLED = ("decode.rationales", "decode.rationale_seed", "decode.sampler")
-# What a card that lacks a newer key meant then.
-MEANT = {
-    "decode.forbid_fact_tokens": False,
-}
 SETTING_PARTS = ("code", "environment")
 # What a config asked for; `arms.arm_of` says that each run was treated as its arm is called.
 CONFIG_TREATMENT = ("data.treatment", "data.treated_facts")
@@ -57,7 +52,7 @@ def must_equal(card: dict[str, Any]) -> dict[str, Any]:
     flat["seed"] = training["seed"] if training else card["seed"]
     flat["formats.attribution"] = card["formats"].get("attribution")  # none in older cards
     flat |= flatten(card["data"], "data")
-    flat |= flatten({**DECODE_DEFAULTS, **as_written_today(card["decode"])}, "decode")
+    flat |= flatten(as_written_today(card["decode"]), "decode")
     flat["training.stage"] = training["stage"] if training else "base"
     if flat["training.stage"] != "base":
         for key in ("order_digest", *FORMATS, *SETTING):
@@ -142,9 +137,9 @@ def find_differences(
             told = all(_tells_ancestors(evaluation.card) for evaluation in evaluations)
             folders = (str(one.folder), str(other.folder))
             found += [
-                Difference(key, folders, (_value(cards[0], key), _value(cards[1], key)))
+                Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
                 for key in {**cards[0], **cards[1]}
-                if _value(cards[0], key) != _value(cards[1], key)
+                if cards[0].get(key) != cards[1].get(key)
                 and compared(key)
                 and key not in by_design
                 and (told or not key.startswith(ANCESTORS))
@@ -208,7 +203,7 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
     """
     folders = (str(run.folder), str(run.folder))
     for evaluation in run.evaluations.values():
-        training = evaluation.card["training"] or BASE
+        training: dict[str, Any] = evaluation.card["training"] or BASE
         for name, record in trained_stages(training):
             if (treatment := record.get("treatment")) not in (None, training.get("treatment")):
                 key, got = f"{name}.treatment", _treatment_in_words(treatment)
@@ -219,8 +214,7 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
             key, count = f"{name}.inject", record["injected_tokens"]
             treated = record["condition"] == "mul_tokens"
             got = f"{record['inject']} with {count} fact tokens"
-            name = ((evaluation.card["training"] or {}).get("treatment") or {}).get("name")
-            some = bool(count) or name in TOKENLESS
+            some = bool(count) or (training.get("treatment") or {}).get("name") in TOKENLESS
             if treated and not (record["inject"] and some):
                 wanted = "True with some, as condition mul_tokens says"
             elif not treated and (record["inject"] or count):
@@ -277,11 +271,6 @@ def _with_recorded(
         if None not in told:
             cards = [c | flatten(t, name) for c, t in zip(cards, told, strict=True)]
     return [{k: value for k, value in card.items() if not _is_left_out(k)} for card in cards]
-
-
-def _value(card: dict[str, Any], key: str) -> Any:
-    meant = next((value for end, value in MEANT.items() if key.endswith(end)), None)
-    return card.get(key, meant)
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

@@ -1,7 +1,6 @@
 from .arithmetic import probe_questions as probe_questions
 from .arithmetic import probes_fingerprint as probes_fingerprint
 from .chat import ChatSession as ChatSession
-from .checkpoint import DECODE_DEFAULTS as DECODE_DEFAULTS
 from .checkpoint import LoadedCheckpoint as LoadedCheckpoint
 from .checkpoint import evaluation_card as evaluation_card
 from .checkpoint import evaluation_identity as evaluation_identity
@@ -42,7 +41,6 @@ from .verification import verify_results as verify_results
 from .verification import verify_tokens as verify_tokens
 
 __all__ = [
-    "DECODE_DEFAULTS",
     "SHOWN",
     "STORIES",
     "TEMPLATES",

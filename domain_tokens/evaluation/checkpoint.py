@@ -62,10 +62,6 @@ class LoadedCheckpoint:
     treatment: Treatment | None = None
 
 
-# What decode settings meant in cards that were written before there were these.
-DECODE_DEFAULTS = {"calculator": None, "forbid_fact_tokens": False}
-
-
 def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> LoadedCheckpoint:
     """Load a checkpoint for evaluation; raises UserError where it is unfit or of the other arm."""
     verified = check_parent(folder, condition=condition, cross_base=False)
@@ -171,7 +167,7 @@ def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:
     keys = ("stage", "condition", "weights", "model", "formats", "data", "decode")
     found = {key: card.get(key) for key in keys}
     if found["decode"] is not None:
-        found["decode"] = {**DECODE_DEFAULTS, **as_written_today(found["decode"])}
+        found["decode"] = as_written_today(found["decode"])
     if found["formats"] is not None:  # how a response is judged later is no part of decoding it
         found["formats"] = {k: v for k, v in found["formats"].items() if k != "attribution"}
     return {

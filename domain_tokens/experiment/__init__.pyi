@@ -4,8 +4,6 @@ from .layout import Options as Options
 from .plan import Experiment as Experiment
 from .progress import Planned as Planned
 from .progress import planned as planned
-from .progress import progress_of as progress_of
-from .progress import read_plan as read_plan
 from .run_table import Row as Row
 from .run_table import plans_in_words as plans_in_words
 from .run_table import run_rows as run_rows
@@ -34,8 +32,6 @@ __all__ = [
     "expected_time",
     "planned",
     "plans_in_words",
-    "progress_of",
-    "read_plan",
     "refuse_bad_overrides",
     "run_apart",
     "run_here",

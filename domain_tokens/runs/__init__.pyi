@@ -62,7 +62,6 @@ from .files import sealed as sealed
 from .files import umask as umask
 from .files import write_json as write_json
 from .files import write_text as write_text
-from .memory import available_memory as available_memory
 from .memory import refuse_without_memory as refuse_without_memory
 from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
 from .output_folder import Found as Found
@@ -105,9 +104,7 @@ from .run_card import format_versions as format_versions
 from .run_card import run_environment as run_environment
 from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
-from .threads import describe_threads as describe_threads
 from .threads import job_cpus as job_cpus
-from .threads import settle_threads as settle_threads
 from .threads import usable_cpus as usable_cpus
 
 __all__ = [
@@ -159,7 +156,6 @@ __all__ = [
     "add_forbidding_argument",
     "add_output_arguments",
     "as_written_today",
-    "available_memory",
     "barrier",
     "base_models",
     "card_model",
@@ -170,7 +166,6 @@ __all__ = [
     "code_hash",
     "code_identity",
     "decide",
-    "describe_threads",
     "file_digest",
     "file_model",
     "format_versions",
@@ -211,7 +206,6 @@ __all__ = [
     "run_environment",
     "run_script",
     "sealed",
-    "settle_threads",
     "share_of",
     "shown_example",
     "trial_folder",

@@ -234,19 +234,7 @@ class AnalysisPlan(Section):
     margins: dict[Literal["a1", "g1"], Annotated[float, Field(gt=0, le=1000)]]
 
 
-ArmName = Literal[
-    "baseline",
-    "fact_token",
-    "half_a",
-    "half_b",
-    "generic",
-    "operands",
-    "result",
-    "appended",
-    "unsupervised",
-    "matched_merges",
-    "mixed",
-]
+ArmName = Literal["baseline", "half_a", "half_b", Name]
 Role = Literal["primary", "secondary"]
 
 
@@ -330,12 +318,13 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> 
 
 
 def as_written_today(decode: dict[str, Any]) -> dict[str, Any]:
-    """Return the decode settings of a card with values by the names that they have today."""
+    """Return a card's decode settings by today's names, with what it lacks as it meant then."""
     names = {key.rpartition(".")[2]: old for key, old in RENAMED.items()}
-    return {
+    written = {
         key: names[key].get(value, value) if key in names and isinstance(value, str) else value
         for key, value in decode.items()
     }
+    return {"calculator": None, "forbid_fact_tokens": False, **written}
 
 
 def with_later_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,20 +9,16 @@ from .sft_stage import open_stage as open_stage
 from .sft_stage import run_stage as run_stage
 from .sft_stage import stage_summary as stage_summary
 from .stage_data import test_questions as test_questions
-from .stage_run import StageRun as StageRun
 from .stage_run import add_stage_arguments as add_stage_arguments
 from .stage_run import parse_stage as parse_stage
 from .step_plan import plan_steps as plan_steps
 from .trainer import MicroBatches as MicroBatches
-from .trainer import Surroundings as Surroundings
 from .trainer import train as train
 from .trainer import training_flops as training_flops
 
 __all__ = [
     "SHAPES",
     "MicroBatches",
-    "StageRun",
-    "Surroundings",
     "add_stage_arguments",
     "load_examples",
     "new_model",
