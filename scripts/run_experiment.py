@@ -72,6 +72,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     only.add_argument("--dry-run", action="store_true", help="print the commands only")
     only.add_argument("--corpora-only", action="store_true", help="write the demo's corpora, stop")
     args = parser.parse_args(argv)
+    refuse_misuse(args)
+    return args
+
+
+def refuse_misuse(args: argparse.Namespace) -> None:
+    """Raise UserError for arguments that are fine one by one and make no sense as they stand."""
     for name in ("seeds", "learning_rates"):
         given = getattr(args, name) or []
         twice = next((value for value in given if given.count(value) > 1), None)
@@ -79,7 +85,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} names {twice} twice; wanted each once")
     if args.corpora_only and args.profile != "demo":
         raise UserError(f"--corpora-only with --profile {args.profile}; only the demo has corpora")
-    return args
 
 
 def plan_of(args: argparse.Namespace) -> "Experiment":

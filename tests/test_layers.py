@@ -69,3 +69,28 @@ def test_a_proof_reads_no_rule_from_what_it_proves(proof):
     assert not names & {"base", "gguf", "nanogpt", "fact_rows"}, names
     for file in files - {room / "hashes.py"}:
         assert "domain_tokens.vocabulary" not in {module for module, _ in imports(file)}, file
+
+
+LIMITS = {ast.ClassDef: 120, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}  # lines, house rule 7
+
+
+def too_long(text):
+    """Yield (name, lines) of every class and function that is longer than it may be."""
+    for node in ast.walk(ast.parse(text)):
+        size = (getattr(node, "end_lineno", None) or 0) - getattr(node, "lineno", 0) + 1
+        if size > LIMITS.get(type(node), size):
+            yield node.name, size
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_is_longer_than_one_can_read(file):
+    text = file.read_text(encoding="utf-8")
+    assert not list(too_long(text))
+    if file.is_relative_to(PACKAGE):
+        assert text.count("\n") <= 400
+
+
+def test_what_is_too_long_is_seen():
+    body = "\n".join(["    x = 1"] * 60)
+    assert list(too_long(f"def long():\n{body}\n")) == [("long", 61)]
+    assert not list(too_long(f"class Fine:\n{body}\n"))

@@ -80,16 +80,19 @@ class Backend(ABC):
         Logits, fp32 [P, V], or the most likely tokens [P] of a greedy backend.
         """
 
+    @abstractmethod
     def decode(self, tokens: Sequence[Sequence[int]], cached: Sequence[int]) -> torch.Tensor:
         """Read tokens[i] into slot i after its cached[i] tokens; return what follows each token.
 
         Logits, fp32 [N, V], or the most likely tokens [N] of a greedy backend.
         """
-        raise NotImplementedError
 
     def write(self, rows: Sequence[Row], count: int) -> list[list[int]]:
-        """Read the newest token of each slot and choose the next one, `count` times: [A][count]."""
-        raise NotImplementedError
+        """Read the newest token of each slot and choose the next one, `count` times: [A][count].
+
+        Only of a backend that writes ahead.
+        """
+        raise TypeError(f"{type(self).__name__} writes nothing ahead; call decode")
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy a slot's tokens, so many, to another slot."""

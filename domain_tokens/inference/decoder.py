@@ -157,10 +157,48 @@ class _Row:
         return False
 
 
+class _Choice:
+    """Which token follows each token that was read: the most likely one or a draw, as constrained.
+
+    N tokens of a step, V vocabulary.
+    """
+
+    def __init__(self, sampling: Sampling, constraints: Constraints | None):
+        self._sampling, self._constraints = sampling, constraints
+
+    def __call__(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> list[list[int]]:
+        """Return the tokens of each row that follow what was read of it.
+
+        outputs: logits [N, V], or the most likely tokens [N] where nothing is sampled or
+        constrained.
+        """
+        chosen = iter(self._all(outputs, rows))
+        return [[next(chosen) for _ in range(1 + len(row.draft_tokens))] for row in rows]
+
+    def _all(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
+        if self._constraints is None:
+            return self._free(outputs, rows).tolist()
+        written = [
+            [*row.written, *row.draft_tokens[:count]]
+            for row in rows
+            for count in range(1 + len(row.draft_tokens))
+        ]
+        return self._constraints.choose(outputs, written, lambda logits: self._free(logits, rows))
+
+    def _free(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        """Return what the model itself would write: outputs [N, V] or [N] -> [N]."""
+        if self._sampling.greedy:
+            return outputs if outputs.ndim == 1 else outputs.max(-1).indices
+        streams = torch.tensor([r.stream for r in rows for _ in range(1 + len(r.draft_tokens))])
+        places = [len(r.written) + i for r in rows for i in range(1 + len(r.draft_tokens))]
+        keys = noise_keys(streams, torch.tensor(places))
+        return choose(outputs, to_device(keys, outputs.device), self._sampling)
+
+
 class _Scheduler:
     """Rows that decode together; as one ends the next prompt takes its slot.
 
-    Row i stands in slot i; the last one fills a hole. N tokens of a step, V vocabulary.
+    Row i stands in slot i; the last one fills a hole.
     """
 
     def __init__(
@@ -172,7 +210,7 @@ class _Scheduler:
         constraints: Constraints | None = None,
     ):
         self._prompts, self._sampling, self._backend = prompts, sampling, backend
-        self._constraints = constraints
+        self._choice = _Choice(sampling, constraints)
         # Longest first: slots that are active together are of like length, and little is padded.
         self._waiting = sorted(range(len(prompts.ids)), key=lambda i: (len(prompts.ids[i]), -i))
         self._rows: list[_Row] = []
@@ -217,13 +255,13 @@ class _Scheduler:
         numbers = torch.tensor([number_of[prompt] for prompt in prompts])
         outputs = outputs[to_device(numbers, outputs.device)]
         slots = range(first, first + count)
-        yield from self._advance(self._chosen(outputs, slots), slots)
+        yield from self._advance(self._choice(outputs, self._rows[first:]), slots)
 
     def _decode(self) -> list[list[int]]:
         """Read newest and draft tokens of all rows; return what follows each token."""
         tokens = [row.step_tokens for row in self._rows]
         outputs = self._backend.decode(tokens, [row.cached for row in self._rows])
-        return self._chosen(outputs, range(len(self._rows)))
+        return self._choice(outputs, self._rows)
 
     def _write_ahead(self) -> list[list[int]]:
         """Let rows write a few tokens before anybody looks; what follows a row's end is dropped.
@@ -236,37 +274,6 @@ class _Scheduler:
         for row, tokens in zip(self._rows, chosen, strict=True):
             row.draft_tokens = tokens[:-1]
         return chosen
-
-    def _chosen(self, outputs: torch.Tensor, slots: range) -> list[list[int]]:
-        """Return the tokens of each slot that follow what was read of it.
-
-        outputs: logits [N, V], or the most likely tokens [N] where nothing is sampled or
-        constrained.
-        """
-        chosen = iter(self._choose(outputs, [self._rows[slot] for slot in slots]))
-        return [
-            [next(chosen) for _ in range(1 + len(self._rows[slot].draft_tokens))] for slot in slots
-        ]
-
-    def _choose(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
-        """Return the next token after each token that was read."""
-        if self._constraints is None:
-            return self._pick(outputs, rows).tolist()
-        written = [
-            [*row.written, *row.draft_tokens[:count]]
-            for row in rows
-            for count in range(1 + len(row.draft_tokens))
-        ]
-        return self._constraints.choose(outputs, written, lambda logits: self._pick(logits, rows))
-
-    def _pick(self, outputs: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
-        """Return the most likely tokens, or sampled ones: outputs [N, V] or [N] -> [N]."""
-        if self._sampling.greedy:
-            return outputs if outputs.ndim == 1 else outputs.max(-1).indices
-        streams = torch.tensor([r.stream for r in rows for _ in range(1 + len(r.draft_tokens))])
-        places = [len(r.written) + i for r in rows for i in range(1 + len(r.draft_tokens))]
-        keys = noise_keys(streams, torch.tensor(places))
-        return choose(outputs, to_device(keys, outputs.device), self._sampling)
 
     def _advance(
         self, chosen: Sequence[Sequence[int]], slots: range
