@@ -3,7 +3,6 @@
 import copy
 import json
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +17,7 @@ from domain_tokens.training.step_plan import plan_steps
 from domain_tokens.training.trainer import train, training_flops
 from tests.conftest import ROOT, call, tiny_llama
 from tests.test_packing import make_example, random_examples
-from tests.test_training import with_
+from tests.test_training import plain_backward, with_
 
 FIRST = 50_304  # the first fact's id, of 50,349
 PARTS = ("fact_rows", "all_but_fact_rows")
@@ -100,16 +99,7 @@ def plain_steps(model, part, *, decay):
     found = []
     for number, step in enumerate(plan.steps):
         model.zero_grad()
-        total = 0.0
-        for i in (i for rows_ in step for row in rows_ for i in row):
-            ids = torch.from_numpy(examples[i].input_ids[None].astype(np.int64))
-            labels = ids[0, 1:].masked_fill(
-                torch.from_numpy(examples[i].token_roles[1:] == 0), -100
-            )
-            logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum")
-            (loss / plan.supervised[number]).backward()
-            total += loss.item() / plan.supervised[number]
+        total = plain_backward(model, examples, step, plan.supervised[number])
         gradients = [w.grad[r] for w, r in chosen]
         norm = torch.sqrt(sum((g**2).sum() for g in gradients)).item()
         rate, t = 1e-2 * (1 - number / len(plan.steps)), number + 1

@@ -16,7 +16,6 @@ from tests.conftest import ROOT
 CHILD = """
 import os, sys, time
 from pathlib import Path
-sys.path.insert(0, ROOT)
 from domain_tokens.experiment.side_by_side import end_with_parent
 assert sys.argv[-1] == "--child"
 root, name = Path(sys.argv[1]), sys.argv[sys.argv.index("--only") + 1]
@@ -38,7 +37,7 @@ for part in ("train", "eval"):
 @pytest.fixture
 def child(tmp_path, monkeypatch):
     script = tmp_path / "child.py"
-    script.write_text(CHILD.replace("ROOT", repr(str(ROOT))))
+    script.write_text(CHILD)
     monkeypatch.setattr(side_by_side, "SCRIPT", script)
     monkeypatch.setattr(side_by_side, "LOOK_EVERY", 0.02)
     return script
@@ -110,8 +109,6 @@ def test_a_parent_that_is_told_to_end_ends_its_children(child, tmp_path, monkeyp
 
 def test_children_end_with_a_parent_that_is_killed(child, tmp_path):
     code = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from domain_tokens.experiment import side_by_side
 from domain_tokens.experiment.stages import Lineage

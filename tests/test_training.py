@@ -118,22 +118,26 @@ def trained(model, examples, settings, folder):
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
 
 
+def plain_backward(model, examples, step, supervised):
+    """Add a step's gradients example by example, with a mask and full logits; return its loss."""
+    total = 0.0
+    for i in (i for rows in step for row in rows for i in row):
+        ids = torch.from_numpy(examples[i].input_ids[None].astype(np.int64))
+        labels = ids[0, 1:].masked_fill(torch.from_numpy(examples[i].token_roles[1:] == 0), -100)
+        logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum")
+        (loss / supervised).backward()
+        total += loss.item() / supervised
+    return total
+
+
 def plain_losses(model, examples, plan):
     """Train example by example, with a mask, full logits and torch's AdamW; losses of the steps."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     found = []
     for number, step in enumerate(plan.steps):
         optimizer.zero_grad()
-        total = 0.0
-        for i in (i for rows in step for row in rows for i in row):
-            ids = torch.from_numpy(examples[i].input_ids[None].astype(np.int64))
-            labels = ids[0, 1:].masked_fill(
-                torch.from_numpy(examples[i].token_roles[1:] == 0), -100
-            )
-            logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum")
-            (loss / plan.supervised[number]).backward()
-            total += loss.item() / plan.supervised[number]
+        total = plain_backward(model, examples, step, plan.supervised[number])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (1 - number / len(plan.steps))

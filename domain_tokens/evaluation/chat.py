@@ -4,14 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.checkpoints import load_model, load_tokenizer, read_card, verify_folder
-from domain_tokens.errors import UserError
-from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, treatment_in
+from domain_tokens.checkpoints import read_card, verify_folder
+from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, load_to_decode
 from domain_tokens.evaluation.fact_tokens import read_response
-from domain_tokens.inference import Sampling, generate, prepack_
+from domain_tokens.inference import Sampling, generate
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs import choose_device, highlighted_text
-from domain_tokens.vocabulary import layout_of
 
 
 @dataclass
@@ -38,20 +36,9 @@ class ChatSession:
         """Load a checkpoint; its run card, if it has one, gives stage, condition and treatment."""
         verify_folder(folder)
         card = read_card(folder)
-        tokenizer = load_tokenizer(folder)
-        try:
-            layout = layout_of(tokenizer)
-        except ValueError as error:
-            raise UserError(f"{folder}: {error}") from None
-        treatment = treatment_in(folder)
-        device = choose_device(precision)
-        model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
+        subject = load_to_decode(folder, choose_device(precision))
         arm = f" ({card['stage']}, {card['condition']})" if card else ""
-        return cls(
-            LoadedCheckpoint(folder, model, tokenizer, layout, device=device, treatment=treatment),
-            title=f"{folder}{arm}",
-            renderer=Renderer(tokenizer),
-        )
+        return cls(subject, title=f"{folder}{arm}", renderer=Renderer(subject.tokenizer))
 
     def respond(
         self, prompt: list[int], *, count: int, max_new_tokens: int, sampling: Sampling

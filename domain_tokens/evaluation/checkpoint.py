@@ -1,7 +1,7 @@
 """A checkpoint that is loaded to be evaluated, and the run card of an evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,13 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     device = choose_device(precision)
     if is_main_process():
         print(hardware_line(*device), flush=True)
+    subject = load_to_decode(folder, device)
+    verified.refuse_changed_since()
+    return replace(subject, verified=verified)
+
+
+def load_to_decode(folder: Path, device: Device) -> LoadedCheckpoint:
+    """Load a checkpoint that was verified, ready to decode; UserError where it has no fact rows."""
     tokenizer = load_tokenizer(folder)
     try:
         layout = layout_of(tokenizer)
@@ -77,13 +84,7 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     treatment = treatment_in(folder)
     model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
     detach_from_file(model)  # what is not packed
-    verified.refuse_changed_since()
-    return LoadedCheckpoint(
-        *(folder, model, tokenizer, layout),
-        device=device,
-        verified=verified,
-        treatment=treatment,
-    )
+    return LoadedCheckpoint(folder, model, tokenizer, layout, device=device, treatment=treatment)
 
 
 def treatment_in(folder: Path) -> Treatment | None:
