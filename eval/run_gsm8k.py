@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     subject = evaluation.load_for_evaluation(
         run.model_path, condition=run.condition, precision=settings.precision
     )
-    evaluation.refuse_other_data_treatment(subject.folder, config.data)
+    evaluation.refuse_other_data_treatment(subject, config.data)
     seed = evaluation.resolved_rationale_seed(settings, subject)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
     if settings.rationales:

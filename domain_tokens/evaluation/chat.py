@@ -36,7 +36,7 @@ class ChatSession:
         """Load a checkpoint; its run card, if it has one, gives stage, condition and treatment."""
         verify_folder(folder)
         card = read_card(folder)
-        subject = load_to_decode(folder, choose_device(precision))
+        subject = load_to_decode(folder, choose_device(precision), card)
         arm = f" ({card['stage']}, {card['condition']})" if card else ""
         return cls(subject, title=f"{folder}{arm}", renderer=Renderer(subject.tokenizer))
 

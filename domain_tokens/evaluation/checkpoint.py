@@ -12,7 +12,6 @@ from domain_tokens.checkpoints import (
     detach_from_file,
     load_model,
     load_tokenizer,
-    read_card,
 )
 from domain_tokens.data import file_hashes
 from domain_tokens.errors import UserError
@@ -69,39 +68,43 @@ def load_for_evaluation(folder: Path, *, condition: str, precision: str) -> Load
     device = choose_device(precision)
     if is_main_process():
         print(hardware_line(*device), flush=True)
-    subject = load_to_decode(folder, device)
+    subject = load_to_decode(folder, device, verified.card)
     verified.refuse_changed_since()
     return replace(subject, verified=verified)
 
 
-def load_to_decode(folder: Path, device: Device) -> LoadedCheckpoint:
-    """Load a checkpoint that was verified, ready to decode; UserError where it has no fact rows."""
+def load_to_decode(folder: Path, device: Device, card: dict[str, Any] | None) -> LoadedCheckpoint:
+    """Load a checkpoint that was verified, ready to decode; UserError where it has no fact rows.
+
+    card: its run card, as verified.
+    """
     tokenizer = load_tokenizer(folder)
     try:
         layout = layout_of(tokenizer)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
-    treatment = treatment_in(folder)
+    treatment = treatment_in(folder, card)
     model = prepack_(load_model(folder, dtype=device.dtype).to(device.type))
     detach_from_file(model)  # what is not packed
     return LoadedCheckpoint(folder, model, tokenizer, layout, device=device, treatment=treatment)
 
 
-def treatment_in(folder: Path) -> Treatment | None:
+def treatment_in(folder: Path, card: dict[str, Any] | None) -> Treatment | None:
     """Return what a checkpoint was trained under; UserError where its run card belies itself."""
     try:
-        return treatment_of(read_card(folder))
+        return treatment_of(card)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
 
 
-def refuse_other_data_treatment(folder: Path, data: DataSection) -> None:
+def refuse_other_data_treatment(subject: LoadedCheckpoint, data: DataSection) -> None:
     """Raise UserError where a config names another treatment than the checkpoint's run card."""
+    assert subject.verified is not None
     refuse_other_treatment(
-        record_in(read_card(folder)),
+        record_in(subject.verified.card),
         name=data.treatment,
         treated_facts=data.treated_facts,
-        folder=folder,
+        folder=subject.folder,
     )
 
 

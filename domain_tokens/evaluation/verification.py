@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from domain_tokens.checkpoints import load_tokenizer
+from domain_tokens.checkpoints import load_tokenizer, read_card
 from domain_tokens.data import file_hashes, load_problems
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.arithmetic import probes_fingerprint
@@ -238,7 +238,8 @@ def subject_of(folder: Path) -> LoadedCheckpoint:
     """Load what decodes a checkpoint's tokens, without its model."""
     tokenizer = load_tokenizer(folder)
     layout = layout_of(tokenizer)
-    return LoadedCheckpoint(folder, None, tokenizer, layout, treatment=treatment_in(folder))
+    treatment = treatment_in(folder, read_card(folder))
+    return LoadedCheckpoint(folder, None, tokenizer, layout, treatment=treatment)
 
 
 def verify_tokens(results: Path, folder: Path) -> str:
