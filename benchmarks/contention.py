@@ -2,7 +2,8 @@
 
 Each is timed alone, next to one process that is always busy, and two at once, with threads that
 wait as the libraries have it (before) and as this project sets it (after), by turns in each round.
-Training and decoding count the seconds in their results, without imports; the demo counts all.
+Training and decoding count the seconds in their results, without imports; the demo counts all, and
+so does the sweep, which is the demo with its two arms side by side (`--jobs 2`).
 Run it on a machine where nothing else runs.
 """
 
@@ -32,7 +33,7 @@ from domain_tokens.runs import (
 )
 
 EXAMPLE = "uv run python benchmarks/contention.py --demo-dir outputs/demo --rounds 5"
-WORKLOADS = ("training", "decoding", "demo")
+WORKLOADS = ("training", "decoding", "demo", "sweep")
 SITUATIONS = ("alone", "busy", "two")
 # What each arm adds to an environment without any setting of threads.
 ARMS = {"before": {"DOMAIN_TOKENS_THREADS": "default"}, "after": {}}
@@ -55,8 +56,15 @@ class Bench:
 
 def command(bench: Bench, workload: str, folder: Path) -> list[str]:
     """Return the command of one workload, which writes to a folder."""
-    if workload == "demo":
-        return ["scripts/run_experiment.py", "--output-root", str(folder)]
+    if workload in ("demo", "sweep"):
+        words = ["scripts/run_experiment.py", "--output-root", str(folder)]
+        words += ["--jobs", "2"] if workload == "sweep" else []
+        if bench.limit is None:
+            return words
+        words += ["--max-samples", str(bench.limit)]
+        for stage in ("tulu", "gsm8k"):
+            words += ["--set", f"{stage}.training.max_train_samples={bench.limit}"]
+        return words
     training = workload == "training"
     parent = "sft_tulu_baseline" if training else "sft_gsm8k_baseline"
     words = ["--model-path", str(bench.demo / parent), "--output-dir", str(folder)]
@@ -120,7 +128,12 @@ def run_once(bench: Bench, workload: str, arm: dict[str, str], *, count: int) ->
 
 
 def measure(
-    bench: Bench, workloads: Sequence[str], arms: dict[str, dict[str, str]], rounds: int
+    bench: Bench,
+    workloads: Sequence[str],
+    arms: dict[str, dict[str, str]],
+    *,
+    situations: Sequence[str],
+    rounds: int,
 ) -> Times:
     """Time everything by turns; the first call of each workload, which compiles, is left out."""
     times: Times = {}
@@ -128,7 +141,7 @@ def measure(
         run_once(bench, workload, {}, count=2)
     for number in range(rounds):
         for workload in workloads:
-            for situation in SITUATIONS:
+            for situation in situations:
                 for name, arm in list(arms.items())[:: -1 if number % 2 else 1]:
                     if situation == "busy":
                         with busy_process():
@@ -150,13 +163,14 @@ def table(times: Times) -> str:
         "|---|---|---|---|---|---|",
     ]
     for workload, arm in dict.fromkeys((workload, arm) for workload, arm, _ in times):
-        alone, busy, two = (middle[workload, arm, situation] for situation in SITUATIONS)
+        alone = middle[workload, arm, "alone"]
+        cells = [f"{alone:.1f}"]
+        for situation, whole in (("busy", alone), ("two", 2 * alone)):
+            taken = middle.get((workload, arm, situation))
+            cells.append("" if taken is None else f"{taken / whole:.2f} ×")
         first = middle.get((workload, "before", "alone"))
-        cost = "" if first is None else f"{alone / first:.3f}"
-        lines.append(
-            f"| {workload} | {arm} | {alone:.1f} | {busy / alone:.2f} × | {two / (2 * alone):.2f} ×"
-            f" | {cost} |"
-        )
+        cells.append("" if first is None else f"{alone / first:.3f}")
+        lines.append(f"| {workload} | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -166,6 +180,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--demo-dir", default="outputs/demo", metavar="DIR")
     parser.add_argument("--work-dir", default="outputs/contention", metavar="DIR")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument(
+        "--situations",
+        nargs="+",
+        choices=SITUATIONS[1:],
+        default=list(SITUATIONS[1:]),
+        help="besides alone, which is always measured",
+    )
     parser.add_argument("--rounds", type=COUNT, default=5, metavar="N")
     parser.add_argument("--limit", type=COUNT, metavar="N", help="rows and questions")
     parser.add_argument(
@@ -180,7 +201,8 @@ def main(argv: list[str] | None = None) -> int:
     arms = ARMS | {f"{spins} spins": {"GOMP_SPINCOUNT": str(spins)} for spins in args.spins}
     busy = os.getloadavg()[0]
     print(f"{usable_cpus()} CPUs, load {busy:.1f} before the first call", flush=True)
-    times = measure(Bench(demo, work, args.limit), args.workloads, arms, args.rounds)
+    bench, situations = Bench(demo, work, args.limit), ["alone", *args.situations]
+    times = measure(bench, args.workloads, arms, situations=situations, rounds=args.rounds)
     print(f"\n{table(times)}")
     if args.output_path:
         about: dict[str, Any] = {"load_before": busy, "rounds": args.rounds, "limit": args.limit}
