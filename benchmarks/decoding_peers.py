@@ -340,8 +340,11 @@ def measure(peer: Peer, job: Job) -> dict[str, Any]:
     rows = decode(job.prompts, job.new)
     seconds = time.perf_counter() - start
     responses = [up_to(job.eos, row) for row in rows]
-    if any(len(response) > job.new for response in responses):
-        raise ValueError(f"got more than {job.new} new tokens")
+    if len(rows) != len(job.prompts) or any(len(row) > job.new for row in responses):
+        raise ValueError(
+            f"got {len(rows)} responses of up to {max(map(len, responses), default=0)} tokens; "
+            f"wanted {len(job.prompts)} of up to {job.new}"
+        )
     tokens = sum(map(len, responses))
     return {
         "responses": responses,
