@@ -211,7 +211,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(table(found))
     if args.output_path:
-        settings = {k: v for k, v in asdict(job).items() if k not in ("prompts", "converted")}
+        settings = {
+            k: v for k, v in asdict(job).items() if k not in ("model", "converted", "prompts")
+        }
         about = {
             "settings": {**settings, "questions": len(job.prompts)},
             "environment": run_environment(job.device, job.dtype),
