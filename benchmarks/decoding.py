@@ -1,171 +1,145 @@
-"""Greedy decoding of real questions: this repository next to HF generate, lm-eval and batching.
+"""Greedy decoding of real questions: this repository next to other engines and to batching.
 
 Each measurement is a process of its own; the peers alternate. Useful tokens (up to EOS) per second,
-ratios, peak memory, and how many responses equal the first peer's, token for token.
+ratios, peak memory, and how many responses equal the first peer's, token for token. Loading and
+making a model readable for another library (once, in --converted-dir) are not timed.
 """
 
 import argparse
 import json
+import os
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.decoding_peers import CONVERTERS, PEERS, Job
+from domain_tokens.errors import UserError
 from domain_tokens.runs import (
     Parser,
     choose_device,
     code_identity,
-    peak_memory_bytes,
+    file_digest,
+    job_cpus,
     run_environment,
     run_script,
     write_json,
 )
 
 EXAMPLE = (
-    "uv run --group bench python benchmarks/decoding.py --model-path outputs/hf_smollm2 "
-    "--data ../shared/data/gsm8k/test.jsonl --questions 192 --repeats 5"
+    "uv run --group bench --group bench-rivals python benchmarks/decoding.py "
+    "--model-path outputs/hf_smollm2 --data ../shared/data/gsm8k/test.jsonl --questions 96 "
+    "--slots 96 --max-new-tokens 128 --repeats 5 --converted-dir outputs/converted "
+    "--peers hf16 lm-eval continuous ctranslate2 openvino ours"
 )
-PEERS = {
-    "hf1": "transformers generate, batch 1",
-    "hf16": "transformers generate, batch 16, prompts sorted by length",
-    "hf32": "transformers generate, batch 32, prompts sorted by length",
-    "lm-eval": "lm-evaluation-harness, hf backend, batch 16, text in and out",
-    "continuous": "transformers generate_batch (continuous batching), pages of 32 tokens on a CPU",
-    "ours": "domain_tokens.inference.decoder",
-}
+HERE = Path(__file__).parent
+USUAL = ["hf1", "hf16", "hf32", "lm-eval", "continuous", "ours"]  # of the group `bench`
+# Left out of each process's environment: a library waits as it does by itself, ours as it is run.
+SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "DOMAIN_TOKENS_THREADS")
 
 
-def prepare(args: argparse.Namespace) -> tuple[Any, int, list[list[int]]]:
-    """Load the model and render the questions."""
-    from domain_tokens.checkpoints import load_model, load_tokenizer
+def render(args: argparse.Namespace) -> Job:
+    """Render the questions, once for all peers."""
+    from domain_tokens.checkpoints import load_tokenizer
     from domain_tokens.data import load_problems
     from domain_tokens.prompts import Renderer
 
     device, dtype = choose_device("auto")
     folder = Path(args.model_path)
-    model = load_model(folder, dtype=dtype).to(device).eval()
     renderer = Renderer(load_tokenizer(folder))
     problems = load_problems(
         args.data, split="test", limit=args.questions, subset_seed=42, key="--data"
     ).items
-    return model, renderer.eos, [renderer.prompt([("user", p.question)]) for p in problems]
-
-
-def hf(batch: int) -> Callable[..., list[list[int]]]:
-    """Return `generate` at one batch size; longest prompts first, as ours."""
-
-    def decode(model: Any, eos: int, prompts: list[list[int]], new: int) -> list[list[int]]:
-        import torch
-
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        found: dict[int, list[int]] = {}
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            width = max(len(prompts[i]) for i in chosen)
-            ids = torch.tensor([[eos] * (width - len(prompts[i])) + prompts[i] for i in chosen])
-            mask = torch.tensor(
-                [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen]
-            )
-            written = model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=new,
-                do_sample=False,
-                eos_token_id=eos,
-                pad_token_id=eos,
-            )[:, width:].tolist()
-            for i, row in zip(chosen, written, strict=True):
-                found[i] = row[: row.index(eos)] if eos in row else row
-        return [found[i] for i in range(len(prompts))]
-
-    return decode
-
-
-def continuous(model: Any, eos: int, prompts: list[list[int]], new: int) -> list[list[int]]:
-    """The continuous batching of transformers; on a CPU it cannot see how much memory there is."""
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    settings = GenerationConfig(
-        max_new_tokens=new, do_sample=False, eos_token_id=eos, pad_token_id=eos
+    job = Job(
+        model=str(folder.resolve()),
+        converted="",
+        prompts=[renderer.prompt([("user", problem.question)]) for problem in problems],
+        eos=renderer.eos,
+        new=args.max_new_tokens,
+        slots=args.slots,
+        threads=args.threads,
+        cache_gib=1,
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
     )
-    batching = (
-        ContinuousBatchingConfig(page_size=32, num_blocks=1024, max_batch_tokens=512)
-        if model.device.type == "cpu"
-        else ContinuousBatchingConfig()
+    return replace(job, cache_gib=cache_gib(folder, job))
+
+
+def cache_gib(folder: Path, job: Job) -> int:
+    """Return the whole GiB that hold the keys and values of all slots at their longest."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
+    place = 2 * config.num_hidden_layers * heads * width * getattr(torch, job.dtype).itemsize
+    return 1 + job.slots * job.longest * place // 2**30
+
+
+def convert(name: str, model: Path, folder: Path) -> Path:
+    """Return a model in a format of CONVERTERS, made only where it is not there for these weights.
+
+    It is made under another name first: what was interrupted is not taken for a model.
+    """
+    made = folder / f"{name}-{file_digest(model / 'model.safetensors')[:12]}"
+    if made.is_dir():
+        return made
+    begun = folder / f"{made.name}.unfinished"
+    shutil.rmtree(begun, ignore_errors=True)
+    words = {"python": sys.executable, "model": str(model), "folder": str(begun)}
+    command = [word.format(**words) for word in shlex.split(CONVERTERS[name])]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
-    done = model.generate_batch(
-        inputs=prompts,
-        generation_config=settings,
-        continuous_batching_config=batching,
-        progress_bar=False,
+    return begun.rename(made)
+
+
+def environment(peer: str, python: str, threads: int) -> dict[str, str]:
+    """Return a peer's environment: its library's own way to wait, a stated number of threads.
+
+    vLLM's manual wants Intel's OpenMP loaded first, which its package brings.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
+    kept |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    openmp = Path(python).parent.parent / "lib" / "libiomp5.so"
+    if peer == "vllm" and openmp.exists():
+        kept.setdefault("LD_PRELOAD", str(openmp))
+    return kept
+
+
+def run(peer: str, job: Job, args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Measure a peer in a process of its own; raises CalledProcessError where it fails.
+
+    Raises UserError where its library is not installed.
+    """
+    name = PEERS[peer].format
+    if name and not PEERS[peer].library():
+        raise UserError(PEERS[peer].missing())
+    if name:
+        made = convert(name, Path(job.model), Path(args.converted_dir or work))
+        job = replace(job, converted=str(made.resolve()))
+    python = args.vllm_python if peer == "vllm" else sys.executable
+    (work / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    words = [HERE / "decoding_peers.py", peer, work / "job.json", work / "result.json"]
+    subprocess.run(
+        [python, *map(str, words)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment(peer, python, job.threads),
     )
-    rows = [list(done[key].generated_tokens) for key in sorted(done, key=lambda k: int(k[4:]))]
-    return [row[: row.index(eos)] if eos in row else row for row in rows]
-
-
-def lm_eval(folder: Path) -> Callable[..., list[list[int]]]:
-    """Return lm-evaluation-harness's decoding; its text is counted in tokens of the folder's."""
-
-    def decode(model: Any, eos: int, prompts: list[list[int]], new: int) -> list[list[int]]:
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
-
-        from domain_tokens.checkpoints import load_tokenizer
-
-        tokenizer: Any = load_tokenizer(folder)
-        backend: Any = HFLM(
-            pretrained=model, tokenizer=tokenizer, batch_size=16, device=str(model.device)
-        )
-        settings = {"until": [tokenizer.eos_token], "max_gen_toks": new, "do_sample": False}
-        requests = [
-            Instance("generate_until", {}, (tokenizer.decode(prompt), settings), i)
-            for i, prompt in enumerate(prompts)
-        ]
-        texts = backend.generate_until(requests, disable_tqdm=True)
-        return [tokenizer.encode(text) for text in texts]
-
-    return decode
-
-
-def ours(slots: int) -> Callable[..., list[list[int]]]:
-    """Return the project's decoder with a number of slots."""
-
-    def decode(model: Any, eos: int, prompts: list[list[int]], new: int) -> list[list[int]]:
-        from domain_tokens.inference import generate
-
-        responses = generate(model, prompts, eos_id=eos, max_new_tokens=new, batch_size=slots)
-        return [response.token_ids for response in responses]
-
-    return decode
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Decode with one peer in this process, after a short warm-up."""
-    from domain_tokens.checkpoints import quiet_transformers
-    from domain_tokens.inference import prepack_
-
-    quiet_transformers()
-    model, eos, prompts = prepare(args)
-    peers = {"hf1": hf(1), "hf16": hf(16), "hf32": hf(32), "continuous": continuous}
-    peers["lm-eval"] = lm_eval(Path(args.model_path))
-    decode = peers.get(args.peer) or ours(args.slots)
-    if args.peer == "ours":
-        prepack_(model)  # as the evaluations load it
-    decode(model, eos, prompts[:2], 4)
-    start = time.perf_counter()
-    responses = decode(model, eos, prompts, args.max_new_tokens)
-    seconds = time.perf_counter() - start
-    tokens = sum(map(len, responses))
-    return {
-        "responses": responses,
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "peak_memory_bytes": peak_memory_bytes(choose_device("auto")[0]),
-    }
+    return json.loads((work / "result.json").read_text(encoding="utf-8"))
 
 
 def table(found: dict[str, list[dict]]) -> str:
@@ -178,7 +152,8 @@ def table(found: dict[str, list[dict]]) -> str:
     reference = found[first][0]["responses"]
     for peer, rows in found.items():
         speed = statistics.median(row["tokens_per_second"] for row in rows)
-        memory = statistics.median(row["peak_memory_bytes"] for row in rows) / 1e9
+        memory = [row["peak_memory_bytes"] for row in rows if row["peak_memory_bytes"] is not None]
+        gigabytes = f"{statistics.median(memory) / 1e9:.2f}" if memory else ""
         ratios = [
             mine["tokens_per_second"] / row["tokens_per_second"]
             for mine, row in zip(found.get("ours", []), rows, strict=False)
@@ -186,9 +161,28 @@ def table(found: dict[str, list[dict]]) -> str:
         ratio = f"{statistics.median(ratios):.2f} ×" if ratios else ""
         pairs = zip(rows[0]["responses"], reference, strict=True)
         equal = f"{sum(a == b for a, b in pairs)} of {len(reference)}"
-        what = f"{peer}: {PEERS[peer]}"
-        lines.append(f"| {what} | {speed:.0f} | {ratio} | {memory:.2f} | {equal} |")
+        what = f"{peer}: {PEERS[peer].what} ({rows[0]['library']})"
+        lines.append(f"| {what} | {speed:.0f} | {ratio} | {gigabytes} | {equal} |")
     return "\n".join(lines)
+
+
+def rounds(job: Job, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Return each peer's measurements, by turns; one that fails is told and left out."""
+    found: dict[str, list[dict]] = {peer: [] for peer in args.peers}
+    with tempfile.TemporaryDirectory() as work:
+        for number in range(args.repeats):
+            for peer in args.peers:
+                if peer not in found or (peer in args.once and number):
+                    continue
+                try:
+                    found[peer].append(run(peer, job, args, Path(work)))
+                except (OSError, UserError, subprocess.CalledProcessError) as error:
+                    said = getattr(error, "stderr", None) or str(error)
+                    print(f"{peer} failed: {said[-2000:].strip()}", file=sys.stderr)
+                    del found[peer]
+                    continue
+                print(f"{peer}: {found[peer][-1]['tokens_per_second']:.1f} tokens/s", flush=True)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -199,41 +193,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=192, metavar="N")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     parser.add_argument("--slots", type=int, default=64, metavar="N", help="of ours")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="batch 1 runs once")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--peer", choices=PEERS, help="measure this one here and print JSON")
+    parser.add_argument("--threads", type=int, default=job_cpus(), metavar="N", help="of all")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=USUAL)
+    parser.add_argument(
+        "--once", nargs="*", choices=PEERS, default=["hf1"], help="slow: in the first round only"
+    )
+    parser.add_argument("--converted-dir", metavar="DIR", help="keeps models in other formats")
+    parser.add_argument("--vllm-python", metavar="FILE", default=sys.executable, help="runs vllm")
     parser.add_argument("--output-path", metavar="FILE", help="write all measurements as JSON")
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(words)
-    if args.peer:
-        print("RESULT " + json.dumps(measure(args)))
-        return 0
-    found: dict[str, list[dict]] = {peer: [] for peer in args.peers}
-    for number in range(args.repeats):
-        for peer in args.peers:
-            if peer not in found or (peer == "hf1" and number):
-                continue
-            done = subprocess.run(
-                [sys.executable, __file__, *words, "--peer", peer], capture_output=True, text=True
-            )
-            lines = [x for x in done.stdout.split("\n") if x.startswith("RESULT ")]
-            if not lines:
-                print(f"{peer} failed: {done.stderr[-2000:]}", file=sys.stderr)
-                del found[peer]
-                continue
-            found[peer].append(json.loads(lines[0].removeprefix("RESULT ")))
-            print(f"{peer}: {found[peer][-1]['tokens_per_second']:.1f} tokens/s", flush=True)
+    args = parser.parse_args(argv)
+    if args.converted_dir:
+        Path(args.converted_dir).mkdir(parents=True, exist_ok=True)
+    job = render(args)
+    found = rounds(job, args)
     if not found:
         return 1
     print(table(found))
     if args.output_path:
-        device, dtype = choose_device("auto")
+        settings = {
+            k: v for k, v in asdict(job).items() if k not in ("model", "converted", "prompts")
+        }
         about = {
-            "environment": run_environment(device, str(dtype).removeprefix("torch.")),
+            "settings": {**settings, "questions": len(job.prompts)},
+            "environment": run_environment(job.device, job.dtype),
             "code": code_identity(),
         }
         kept = {p: [{**r, "responses": None} for r in rows] for p, rows in found.items()}
-        write_json(Path(args.output_path), {"found": kept, "peers": PEERS, **about})
+        what = {name: peer.what for name, peer in PEERS.items()}
+        write_json(Path(args.output_path), {"found": kept, "peers": what, **about})
     return 0 if set(args.peers) == set(found) else 1
 
 

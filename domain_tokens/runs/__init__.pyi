@@ -105,6 +105,7 @@ from .run_card import run_environment as run_environment
 from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
 from .threads import job_cpus as job_cpus
+from .threads import settle_threads as settle_threads
 from .threads import usable_cpus as usable_cpus
 
 __all__ = [
@@ -206,6 +207,7 @@ __all__ = [
     "run_environment",
     "run_script",
     "sealed",
+    "settle_threads",
     "share_of",
     "shown_example",
     "trial_folder",
