@@ -4,8 +4,8 @@ Each measurement is a process of its own in a checkout with its own environment;
 the other checkout every second time. Tokens per second, and the ratio round by round.
 """
 
-import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -24,17 +24,12 @@ def tokens_per_second(checkout: Path, words: list[str]) -> float:
     """Run one measurement of `benchmarks/` in a checkout."""
     python = checkout / ".venv" / "bin" / "python"
     kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    done = subprocess.run(
-        [str(python), *words, "--peer", "ours"],
-        cwd=checkout,
-        env=kept,
-        capture_output=True,
-        text=True,
-    )
-    lines = [line for line in done.stdout.split("\n") if line.startswith("RESULT ")]
-    if not lines:
+    command = [str(python), *words, "--peers", "ours", "--repeats", "1"]
+    done = subprocess.run(command, cwd=checkout, env=kept, capture_output=True, text=True)
+    match = re.search(r"^ours: ([\d.]+) tokens/s$", done.stdout, re.MULTILINE)
+    if not match:
         raise UserError(f"{checkout}: {' '.join(words)} failed: {done.stderr[-500:]}")
-    return float(json.loads(lines[0].removeprefix("RESULT "))["tokens_per_second"])
+    return float(match[1])
 
 
 def table(speeds: dict[str, list[tuple[float, float]]]) -> str:
