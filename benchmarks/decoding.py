@@ -61,7 +61,7 @@ def hf(batch: int) -> Callable[..., list[list[int]]]:
         import torch
 
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        found: dict[int, list[int]] = {}
+        token_ids: dict[int, list[int]] = {}
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             width = max(len(prompts[i]) for i in chosen)
@@ -78,8 +78,8 @@ def hf(batch: int) -> Callable[..., list[list[int]]]:
                 pad_token_id=eos,
             )[:, width:].tolist()
             for i, row in zip(chosen, written, strict=True):
-                found[i] = row[: row.index(eos)] if eos in row else row
-        return [found[i] for i in range(len(prompts))]
+                token_ids[i] = row[: row.index(eos)] if eos in row else row
+        return [token_ids[i] for i in range(len(prompts))]
 
     return decode
 
@@ -168,20 +168,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, list[dict]]) -> str:
+def table(results: dict[str, list[dict]]) -> str:
     """Return medians, ratios and how many responses equal the first peer's, as Markdown."""
-    first = next(iter(found))
+    first = next(iter(results))
     lines = [
         f"| peer | useful tokens/s | ours is | peak memory, GB | equal to {first} |",
         "|---|---|---|---|---|",
     ]
-    reference = found[first][0]["responses"]
-    for peer, rows in found.items():
+    reference = results[first][0]["responses"]
+    for peer, rows in results.items():
         speed = statistics.median(row["tokens_per_second"] for row in rows)
         memory = statistics.median(row["peak_memory_bytes"] for row in rows) / 1e9
         ratios = [
             mine["tokens_per_second"] / row["tokens_per_second"]
-            for mine, row in zip(found.get("ours", []), rows, strict=False)
+            for mine, row in zip(results.get("ours", []), rows, strict=False)
         ]
         ratio = f"{statistics.median(ratios):.2f} ×" if ratios else ""
         pairs = zip(rows[0]["responses"], reference, strict=True)
@@ -208,10 +208,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.peer:
         print("RESULT " + json.dumps(measure(args)))
         return 0
-    found: dict[str, list[dict]] = {peer: [] for peer in args.peers}
+    results: dict[str, list[dict]] = {peer: [] for peer in args.peers}
     for number in range(args.repeats):
         for peer in args.peers:
-            if peer not in found or (peer == "hf1" and number):
+            if peer not in results or (peer == "hf1" and number):
                 continue
             done = subprocess.run(
                 [sys.executable, __file__, *words, "--peer", peer], capture_output=True, text=True
@@ -219,22 +219,22 @@ def main(argv: list[str] | None = None) -> int:
             lines = [x for x in done.stdout.split("\n") if x.startswith("RESULT ")]
             if not lines:
                 print(f"{peer} failed: {done.stderr[-2000:]}", file=sys.stderr)
-                del found[peer]
+                del results[peer]
                 continue
-            found[peer].append(json.loads(lines[0].removeprefix("RESULT ")))
-            print(f"{peer}: {found[peer][-1]['tokens_per_second']:.1f} tokens/s", flush=True)
-    if not found:
+            results[peer].append(json.loads(lines[0].removeprefix("RESULT ")))
+            print(f"{peer}: {results[peer][-1]['tokens_per_second']:.1f} tokens/s", flush=True)
+    if not results:
         return 1
-    print(table(found))
+    print(table(results))
     if args.output_path:
         device, dtype = choose_device("auto")
         about = {
             "environment": run_environment(device, str(dtype).removeprefix("torch.")),
             "code": code_identity(),
         }
-        kept = {p: [{**r, "responses": None} for r in rows] for p, rows in found.items()}
+        kept = {p: [{**r, "responses": None} for r in rows] for p, rows in results.items()}
         write_json(Path(args.output_path), {"found": kept, "peers": PEERS, **about})
-    return 0 if set(args.peers) == set(found) else 1
+    return 0 if set(args.peers) == set(results) else 1
 
 
 if __name__ == "__main__":

@@ -44,15 +44,15 @@ def synchronize() -> None:
 
 def seconds_of(run: Callable[[], Any], rounds: int, *, warm: int = 1) -> list[float]:
     """Return the seconds of each of some rounds after a few that warm up."""
-    found = []
+    seconds = []
     for number in range(warm + rounds):
         synchronize()
         start = time.perf_counter()
         run()
         synchronize()
         if number >= warm:
-            found.append(time.perf_counter() - start)
-    return found
+            seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def reset_memory() -> None:
@@ -131,15 +131,17 @@ def examples_like(kind: str, count: int, *, tiny: bool) -> list[Any]:
     from domain_tokens.prompts import END, PROMPT, TEXT, Example
 
     chooser = np.random.default_rng(8)
-    found = []
+    examples = []
     for number, size in enumerate(lengths_like(kind, count, tiny=tiny)):
         prompt = int(size * (0.38 if kind == "gsm8k" else 0.2))
         kinds = [PROMPT] * prompt + [TEXT] * (size - prompt - 1) + [END]
         ids = chooser.integers(0, 50000, size).astype(np.int32)
         part = {"facts": 0, "text_bytes": 4 * int(size), "match_bytes": 0, "truncated": False}
         kind_array = np.array(kinds, dtype=np.uint8)
-        found.append(Example(id=f"{kind}-{number}", input_ids=ids, token_roles=kind_array, **part))
-    return found
+        examples.append(
+            Example(id=f"{kind}-{number}", input_ids=ids, token_roles=kind_array, **part)
+        )
+    return examples
 
 
 def settings_for(rows: int, *overrides: str) -> Any:
@@ -271,21 +273,21 @@ def training(sizes: Sizes) -> None:
         own = OwnSteps(sizes, examples)
         took = [x / 4 for x in seconds_of(lambda o=own: [o() for _ in range(4)], sizes.rounds)]
         flops = training_flops(own.model, examples, own.plan)
-        found = [(f"own step, {len(own.items)} micro-batch(es)", took, memory())]
+        timed = [(f"own step, {len(own.items)} micro-batch(es)", took, memory())]
         del own
         reset_memory()
         attempt(
             f"{kind}: train()",
-            lambda e=examples, f=found: f.append(
+            lambda e=examples, f=timed: f.append(
                 ("the project's train() on Trainer", [trainer_step(sizes, e)], memory())
             ),
         )
         reset_memory()
         seed = SeedRecipe(sizes, examples)
-        found.append(("the seed's recipe", seconds_of(seed, sizes.rounds), memory()))
+        timed.append(("the seed's recipe", seconds_of(seed, sizes.rounds), memory()))
         del seed
         tokens = sum(len(e.input_ids) for e in examples)
-        for name, took, used in found:
+        for name, took, used in timed:
             middle = statistics.median(took)
             share = f"{flops / middle / peak:.1%}" if peak else "-"
             rate = f"{tokens / middle:,.0f}"
@@ -394,8 +396,8 @@ def correctness(sizes: Sizes) -> None:
 
     def ids(model: Any, size: int, sampling: Sampling = GREEDY) -> list[list[int]]:
         options: dict[str, Any] = {"eos_id": -1, "max_new_tokens": min(48, sizes.new)}
-        found = generate(model, prompts, batch_size=size, sampling=sampling, **options)
-        return [r.token_ids for r in found]
+        responses = generate(model, prompts, batch_size=size, sampling=sampling, **options)
+        return [r.token_ids for r in responses]
 
     def equal(name: str, one: list[list[int]], two: list[list[int]]) -> None:
         row(name, sum(a == b for a, b in zip(one, two, strict=True)), len(one))
@@ -449,8 +451,8 @@ def scoring(sizes: Sizes) -> None:
     for name, given, wanted in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
         values["device fp32", name] = continuation_log_probs(exact, given, wanted)
     row("difference from CPU fp32", "continuations", "max |difference|", "mean", "mean |log p|")
-    for (kind, name), found in values.items():
-        flat = np.concatenate([np.array(x) for x in found])
+    for (kind, name), scores in values.items():
+        flat = np.concatenate([np.array(x) for x in scores])
         right = np.concatenate([np.array(x) for x in values["CPU fp32", name]])
         gap = abs(flat - right)
         mean = f"{gap.mean():.2e}"
@@ -467,11 +469,11 @@ def profiled(name: str, run: Callable[[], Any], *, units: int, unit: str) -> Non
     if torch.cuda.is_available():
         kinds.append(ProfilerActivity.CUDA)
     start = time.perf_counter()
-    with profile(activities=kinds) as found:
+    with profile(activities=kinds) as profiler:
         run()
         synchronize()
     took = time.perf_counter() - start
-    events: list[Any] = list(found.key_averages())
+    events: list[Any] = list(profiler.key_averages())
     on_device = [e for e in events if str(e.device_type).endswith("CUDA")]
     busy = sum(e.self_device_time_total for e in on_device) / 1e3
     print(f"\n## {name}: {1e3 * took:.1f} ms profiled, device busy {busy:.1f} ms, {units} {unit}")

@@ -37,9 +37,9 @@ def theirs(subject: "LoadedCheckpoint", data: Path, *, batch_size: int) -> list[
         device="cpu",
         dtype="float32",
     )
-    found: Any = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)
+    results: Any = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)
     rows: dict[int, dict[str, Any]] = {}
-    for sample in found["samples"][task["task"]]:
+    for sample in results["samples"][task["task"]]:
         row = rows.setdefault(sample["doc_id"], {"response": sample["resps"][0][0]})
         name = FILTERS[sample["filter"]]
         row[name] = bool(sample["exact_match"])

@@ -141,7 +141,7 @@ def find_facts(text: str, *, mode: Mode = "weak") -> list[Fact]:
     They do not overlap and come in order of position. `weak` takes bare products too, `strict`
     only those with a right `=c`. Takes linear time. Raises ValueError for another mode.
     """
-    return [found for _, found in _candidates(text, mode) if isinstance(found, Fact)]
+    return [fact for _, fact in _candidates(text, mode) if isinstance(fact, Fact)]
 
 
 def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]:
@@ -150,9 +150,9 @@ def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]
     Raises ValueError for an unknown mode.
     """
     return [
-        (*match.span(), found)
-        for match, found in _candidates(text, mode)
-        if not isinstance(found, Fact)
+        (*match.span(), reason)
+        for match, reason in _candidates(text, mode)
+        if not isinstance(reason, Fact)
     ]
 
 
@@ -171,10 +171,10 @@ def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | s
         if nearest < len(code) and code[nearest][0] < match.end():
             yield match, "in code"
             continue
-        found = _judge(text, match, mode)
-        if isinstance(found, Fact):
-            position = found.end
-        yield match, found
+        judged = _judge(text, match, mode)
+        if isinstance(judged, Fact):
+            position = judged.end
+        yield match, judged
 
 
 def inject(text: str, *, mode: Mode = "weak") -> str:

@@ -25,14 +25,16 @@ def choose_merges(
     order of their frequency, and what is equal goes by the alphabet. length: tokens of a text. Of
     very long data the first million words are read. Facts for which nothing is left have no row.
     """
-    counts, found = _count_sequences(texts, mode)
+    counts, fact_counts = _count_sequences(texts, mode)
     by_count: dict[int, list[str]] = defaultdict(list)
     for sequence, count in counts.items():
         by_count[count].append(sequence)
     chosen: dict[str, str] = {}
     treated = set(facts)
-    for fact in sorted(treated & found.keys(), key=lambda f: (-found[f], FACTS.index(f))):
-        merge = _most_alike(fact, found[fact], by_count, list(chosen.values()), length)
+    for fact in sorted(
+        treated & fact_counts.keys(), key=lambda f: (-fact_counts[f], FACTS.index(f))
+    ):
+        merge = _most_alike(fact, fact_counts[fact], by_count, list(chosen.values()), length)
         if merge is not None:
             chosen[fact] = merge
     return tuple((fact, chosen[fact]) for fact in FACTS if fact in chosen)
@@ -41,19 +43,19 @@ def choose_merges(
 def _count_sequences(texts: Iterable[str], mode: Mode) -> tuple[Counter[str], Counter[str]]:
     """Count word sequences, and facts, in the first million words."""
     counts: Counter[str] = Counter()
-    found: Counter[str] = Counter()
+    fact_counts: Counter[str] = Counter()
     words_read = 0
     for text in texts:
         if words_read > MERGE_WORDS:
             break
-        found.update(match.token for match in find_facts(text, mode=mode))
+        fact_counts.update(match.token for match in find_facts(text, mode=mode))
         for run in _WORDS.finditer(text):
             words = run[0].split(" ")[1:]
             words_read += len(words)
             for size in MERGE_LENGTHS:
                 ends = range(size, len(words) + 1)
                 counts.update(" " + " ".join(words[end - size : end]) for end in ends)
-    return counts, found
+    return counts, fact_counts
 
 
 def _most_alike(

@@ -328,7 +328,7 @@ def bootstrap_interval(
         raise ValueError(f"{len(differences)} items; wanted at least 2")
     if len(set(differences)) == 1:
         return differences[0], differences[0]
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(differences),),
         np.mean,
         confidence_level=confidence,
@@ -337,7 +337,7 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
         batch=256,
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def _canonical(gold: object) -> str:

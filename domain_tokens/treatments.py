@@ -131,9 +131,9 @@ class Treatment:
 
     def _merge_rows(self, text: str) -> Iterator[Row]:
         if self._merge_pattern is not None:
-            for found in self._merge_pattern.finditer(text):
-                row = self._row_of_merge[found[0]]
-                yield Row(found.start(), found.end(), row, in_match=False)
+            for match in self._merge_pattern.finditer(text):
+                row = self._row_of_merge[match[0]]
+                yield Row(match.start(), match.end(), row, in_match=False)
 
     @cached_property
     def _row_of_merge(self) -> dict[str, str]:
@@ -168,7 +168,7 @@ class Treatment:
     def read_rows(self, text: str, rows: Iterable[Row] | None = None) -> tuple[str, list[Row]]:
         """Return the text with every row read, and the rows where they stand in it."""
         if rows is None:
-            rows = [Row(*found.span(), found[0]) for found in _ROW_NAME.finditer(text)]
+            rows = [Row(*name.span(), name[0]) for name in _ROW_NAME.finditer(text)]
         read, cursor, placed = "", 0, []
         for row in rows:
             read += text[cursor : row.start]

@@ -70,11 +70,11 @@ def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str
     kinds: Counter[str] = Counter()
     samples: dict[str, list[str]] = defaultdict(list)
     for row in tqdm(rows, desc="audit", delay=2, disable=None):
-        found = 0
+        matches_of_row = 0
         for text in (content for role, content in row.messages if role == "assistant"):
             tokens += len(renderer.encode(text))
             places = find_facts(text, mode=mode)
-            found += len(places)
+            matches_of_row += len(places)
             facts.update(place.token for place in places)
             named = [(p.start, p.end, f"match: {p.form}") for p in places]
             misses = [(*m[:2], f"near miss: {m[2]}") for m in near_misses(text, mode=mode)]
@@ -82,8 +82,8 @@ def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str
                 kinds[kind] += 1
                 if len(samples[kind]) < SAMPLES:
                     samples[kind].append(shown(text, start, end))
-        touched += found > 0
-        injected += found
+        touched += matches_of_row > 0
+        injected += matches_of_row
     return {
         "rows": len(rows),
         "rows_touched": touched,
@@ -110,7 +110,7 @@ def count_tokens(
 
     plain = Renderer(tokenizer)
     texts = [f" {text}" for row in rows for role, text in row.messages if role == "assistant"]
-    found: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     lengths: dict[str, list[int]] = {}
     for name in ("baseline", *names):
         treatment = Treatment(name) if name in NAMES else None
@@ -123,7 +123,7 @@ def count_tokens(
         lengths[name] = [len(example.input_ids) for example in examples]
         longer = [a - b for a, b in zip(lengths[name], lengths["baseline"], strict=True)]
         supervised = sum(example.supervised for example in examples)
-        found[name] = {
+        counts[name] = {
             "rows": len(examples),
             "tokens": sum(lengths[name]),
             "supervised_tokens": supervised,
@@ -132,7 +132,7 @@ def count_tokens(
             "rows_longer": sum(change > 0 for change in longer),
             "rows_shorter": sum(change < 0 for change in longer),
         }
-    return found
+    return counts
 
 
 def shown(text: str, start: int, end: int) -> str:

@@ -248,12 +248,12 @@ def proof_in_words(proof: dict[str, Any]) -> str:
 
 def source_provenance(source: Source) -> dict[str, Any]:
     """Return what the run card says of the source besides its name."""
-    found: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
+    provenance: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
     if source.hub_id is not None and source.model is not None:
-        found["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
+        provenance["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
     if source.sha256 is not None:
-        found["source_sha256"] = source.sha256
-    return found
+        provenance["source_sha256"] = source.sha256
+    return provenance
 
 
 def refuse_changed_source(source: Source, provenance: dict[str, Any]) -> None:

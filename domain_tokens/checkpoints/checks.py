@@ -77,19 +77,19 @@ def check_finished(subject: CheckedFolder) -> str:
 def check_card(subject: CheckedFolder) -> str:
     """The run card is that of this model, file by file; only a base may have none."""
     card, folder = subject.card, subject.folder
-    found = checkpoint_hashes(folder)
+    hashes = checkpoint_hashes(folder)
     if card is None:
         if any((folder / f"{stage}_results.json").exists() for stage in SFT_STAGES):
             raise FaultError(
                 "an SFT checkpoint without run_card.json: it cannot be told what it is"
             )
-        return f"none, so taken for a base made elsewhere; weights {found['weights'][:12]}"
-    refuse_changed(folder, card, found)
+        return f"none, so taken for a base made elsewhere; weights {hashes['weights'][:12]}"
+    refuse_changed(folder, card, hashes)
     older = [name for name in ("model", SEAL) if name not in card]
     said = f", written before cards had {' and '.join(older)}" if older else ""
     return (
         f"{card['stage']}, {card['condition']}, seed {card['seed']}, "
-        f"weights {found['weights'][:12]}{said}"
+        f"weights {hashes['weights'][:12]}{said}"
     )
 
 
@@ -157,9 +157,9 @@ def check_finite(subject: CheckedFolder) -> str:
 def check_eos(subject: CheckedFolder) -> str:
     """Generation stops at the tokenizer's EOS."""
     eos = subject.tokenizer.eos_token_id
-    found = read_json(subject.folder / "generation_config.json").get("eos_token_id")
-    if eos is None or found not in (eos, [eos]):
-        raise FaultError(f"generation_config.json says {found}, the tokenizer {eos}")
+    configured = read_json(subject.folder / "generation_config.json").get("eos_token_id")
+    if eos is None or configured not in (eos, [eos]):
+        raise FaultError(f"generation_config.json says {configured}, the tokenizer {eos}")
     return f"{eos} {subject.tokenizer.eos_token!r}"
 
 

@@ -283,8 +283,8 @@ def _stopping(model: "PreTrainedModel", *, eos: int | None) -> "GenerationConfig
 def _first_id(model: "PreTrainedModel", name: str) -> int | None:
     """Return one of a model's special ids; some name several ends of text."""
     for config in (model.generation_config, model.config.get_text_config()):
-        found = getattr(config, name, None)
-        found = found[0] if isinstance(found, list) and found else found
-        if isinstance(found, int):
-            return found
+        ids = getattr(config, name, None)
+        ids = ids[0] if isinstance(ids, list) and ids else ids
+        if isinstance(ids, int):
+            return ids
     return None

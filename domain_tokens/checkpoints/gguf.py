@@ -73,12 +73,12 @@ def load_gguf_tokenizer(file: GgufFile) -> Any:
     backend.model.ignore_merges = kind == "llama3"
     tokens = file.metadata["tokenizer.ggml.tokens"]
     names = (("eos", "eos"), ("bos", "bos"), ("unk", "unknown"), ("pad", "padding"))
-    found = {n: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for n, key in names}
-    special = {f"{n}_token": tokens[i] for n, i in found.items() if i is not None}
+    ids = {n: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for n, key in names}
+    special = {f"{n}_token": tokens[i] for n, i in ids.items() if i is not None}
     if special.get("bos_token") and _begins_with_bos(file, kind):
         backend.post_processor = processors.TemplateProcessing(
             single=f"{special['bos_token']} $A",
-            special_tokens=[(special["bos_token"], found["bos"])],
+            special_tokens=[(special["bos_token"], ids["bos"])],
         )
     else:
         backend.post_processor = processors.ByteLevel(trim_offsets=False)

@@ -113,10 +113,10 @@ def account_for_gguf(file: GgufFile) -> None:
         )
     _refuse_unread_keys(file)
     for name, stored in file.raw.items():
-        found = tuple(int(n) for n in reversed(stored.shape))
+        stored_shape = tuple(int(n) for n in reversed(stored.shape))
         size = wanted[name] if name in wanted else optional[name]
-        if found != size:
-            raise UserError(f"{file.path}: {name} is {found}, its metadata say {size}")
+        if stored_shape != size:
+            raise UserError(f"{file.path}: {name} is {stored_shape}, its metadata say {size}")
         if not file.tensor(name).isfinite().all():
             raise UserError(f"{file.path}: {name} is not finite; give another file")
 
@@ -205,11 +205,11 @@ def prove_tensors(
             fail(f"{name} ({target}) is not in it")
         unseen.discard(target)
         account.tensors += 1
-        found = saved[target]
-        if name in ("token_embd.weight", "output.weight") and len(found) != len(tensor):
+        values = saved[target]
+        if name in ("token_embd.weight", "output.weight") and len(values) != len(tensor):
             extended[target] = len(tensor)
-            found = found[: len(tensor)]
-        if found.shape != tensor.shape or not found.equal(tensor):
+            values = values[: len(tensor)]
+        if values.shape != tensor.shape or not values.equal(tensor):
             fail(f"{target} has other values than the file's {name}")
     if unseen:
         fail(f"{min(unseen)} comes from nowhere")

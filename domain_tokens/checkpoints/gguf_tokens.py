@@ -74,11 +74,11 @@ class BytePairs:
 
 def _parts(split: Any, text: str) -> list[str]:
     """Return a text's matches and what lies between them, in order."""
-    found, at = [], 0
+    parts, at = [], 0
     for match in split.finditer(text):
-        found += [text[at : match.start()], match[0]]
+        parts += [text[at : match.start()], match[0]]
         at = match.end()
-    return [part for part in (*found, text[at:]) if part]
+    return [part for part in (*parts, text[at:]) if part]
 
 
 def _byte_letters() -> list[str]:
@@ -154,9 +154,9 @@ def prove_given_tokenizer(file: GgufFile, tokenizer: Any) -> None:
     tokens = file.metadata.get("tokenizer.ggml.tokens") or []
     kinds = file.metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        found = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
-        if kind == NORMAL and found != token:
+        given = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
+        if kind == NORMAL and given != token:
             raise UserError(
-                f"--tokenizer has {found!r} at id {number}, {file.path} {token!r}; give the "
+                f"--tokenizer has {given!r} at id {number}, {file.path} {token!r}; give the "
                 "tokenizer of this very model"
             )

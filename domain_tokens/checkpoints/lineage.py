@@ -71,8 +71,8 @@ def _verify_evaluation(results: Path) -> str:
     folder = current_folder(Path(card["model_path"]), beside=results.parent)
     if not folder.is_dir():
         return f"{card['stage']}{older} <- {folder} (not here)"
-    found = checkpoint_hashes(folder)
-    for key, value in found.items():
+    hashes = checkpoint_hashes(folder)
+    for key, value in hashes.items():
         if key in card and value != card[key]:
             file = changed_file(folder, (card["training"] or {}).get("files") or {})
             raise BrokenLinkError(
@@ -171,8 +171,8 @@ def _refuse_other_results(folder: Path, card: dict[str, Any]) -> None:
     changed = changed_file(folder, logs)
     if changed:
         raise BrokenLinkError(f"{folder}: {changed} is not the one that its card was written with")
-    found = [*folder.glob("*_results.json"), *folder.glob("export_report.json")]
-    for path in found if "results" in card else ():
+    written = [*folder.glob("*_results.json"), *folder.glob("export_report.json")]
+    for path in written if "results" in card else ():
         results = read_sealed(path)
         told = {k: v for k, v in results.items() if k not in (SEAL, "config")}
         _refuse_difference(folder, card["results"], told, path.name)
@@ -200,9 +200,9 @@ def _refuse_other_loss(folder: Path, results: dict[str, Any]) -> None:
 
 def _refuse_other_parent(folder: Path, recorded: dict[str, Any], child: str) -> None:
     path = folder / CARD_NAME
-    found: dict[str, Any] = dict(checkpoint_hashes(folder))
-    found["card_hash"] = hash_files([path]) if path.exists() else None
-    for key, value in found.items():
+    identity: dict[str, Any] = dict(checkpoint_hashes(folder))
+    identity["card_hash"] = hash_files([path]) if path.exists() else None
+    for key, value in identity.items():
         if key in recorded and recorded[key] != value:
             raise BrokenLinkError(
                 f"{folder}: {key} is {str(value)[:12]}, {child} was made from "
@@ -217,14 +217,15 @@ def _refuse_other_ancestors(
 
     A child from before this was recorded says nothing; a key that is newer than it is passed over.
     """
-    found = ancestors_of(card or {"weights": weights_hash(folder)})
+    ancestors = ancestors_of(card or {"weights": weights_hash(folder)})
     if recorded is None:
         return
-    if len(recorded) != len(found):
+    if len(recorded) != len(ancestors):
+        count = len(ancestors) - 1
         raise BrokenLinkError(
-            f"{child}: records {len(recorded)} ancestors, {folder} has {len(found) - 1} and itself"
+            f"{child}: records {len(recorded)} ancestors, {folder} has {count} and itself"
         )
-    for one, other in zip(recorded, found, strict=True):
+    for one, other in zip(recorded, ancestors, strict=True):
         for key in _differing(one, {k: other[k] for k in other if k in one}, ""):
             raise BrokenLinkError(
                 f"{child}: ancestors.{one.get('stage')}.{key} is another one there than in {folder}"
@@ -273,10 +274,10 @@ def _older_formats(place: Path, card: dict[str, Any]) -> str:
     """
     older = []
     for key, version in format_versions().items():
-        found = card["formats"][key]
-        if found != version and found not in OLDER_FORMATS.get(key, ()):
-            raise BrokenLinkError(f"{place}: {key} version is {found}, this code has {version}")
-        older += [f"{key} version {found}"] if found != version else []
+        recorded = card["formats"][key]
+        if recorded != version and recorded not in OLDER_FORMATS.get(key, ()):
+            raise BrokenLinkError(f"{place}: {key} version is {recorded}, this code has {version}")
+        older += [f"{key} version {recorded}"] if recorded != version else []
     return f" ({', '.join(older)}: this code has newer rules)" if older else ""
 
 

@@ -157,23 +157,23 @@ def compare_values(original: Original, folder: Path, *, seed: int) -> dict[str, 
 
     expected = _expected_names(original)
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in (".bin", ".pt", ".pth", ".h5", ".msgpack"):
             raise _fault(original, f"the folder has {path.name}, wanted safetensors alone")
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as weights:
                 for name in weights.keys():  # noqa: SIM118 (no mapping)
-                    if name in found:
+                    if name in file_of:
                         raise _fault(original, f"{name} is stored twice")
-                    found[name] = path
-    for name in sorted(expected ^ found.keys()):
-        where = "the folder" if name in found else "the file"
+                    file_of[name] = path
+    for name in sorted(expected ^ file_of.keys()):
+        where = "the folder" if name in file_of else "the file"
         raise _fault(original, f"{name} is only in {where}")
-    counts = {"folder_tensors": len(found), "values_compared": 0, "new_rows_compared": 0}
+    counts = {"folder_tensors": len(file_of), "values_compared": 0, "new_rows_compared": 0}
     # wte comes before lm_head: their new rows draw from one generator, in this order
-    for name in sorted(found, key=lambda name: (name == "lm_head.weight", name)):
-        with safe_open(found[name], "pt") as weights:
+    for name in sorted(file_of, key=lambda name: (name == "lm_head.weight", name)):
+        with safe_open(file_of[name], "pt") as weights:
             got = weights.get_tensor(name)
         if got.dtype != torch.float32:
             raise _fault(original, f"{name} is {got.dtype}, wanted torch.float32")

@@ -83,9 +83,9 @@ def _beside(half: dict[str, Any]) -> Iterator[str]:
     """Yield what the half table does not hold, each by itself: they are never added up."""
     for row in half["endpoints"]:
         parts = [
-            f"{words} {_amount(found, row['unit'])}"
+            f"{words} {_amount(estimate, row['unit'])}"
             for name, words in BESIDE.items()
-            if (found := row["beside"][name])
+            if (estimate := row["beside"][name])
         ]
         dose = row["beside"]["dose"]
         if dose:

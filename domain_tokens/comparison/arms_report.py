@@ -59,8 +59,8 @@ def arms_context(comparison: dict[str, Any], arms: Arms) -> dict[str, Any]:
 def _contrasts(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield half table and contrasts, the primary ones first."""
     half = comparison["half_table"]
-    found = [*([half] if half else []), *comparison["contrasts"]]
-    yield from sorted(found, key=lambda one: one["role"] != "primary")
+    rows = [*([half] if half else []), *comparison["contrasts"]]
+    yield from sorted(rows, key=lambda one: one["role"] != "primary")
 
 
 def _contrast_rows(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -130,8 +130,8 @@ def _endpoint_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             "endpoint": name,
             "role": "primary" if name in PRIMARIES else "exploratory",
             "cells": [
-                in_words(found["mean"], found["unit"], sign=False).replace("points", "%")
-                if (found := arm["endpoints"].get(name))
+                in_words(value["mean"], value["unit"], sign=False).replace("points", "%")
+                if (value := arm["endpoints"].get(name))
                 else "–"
                 for arm in comparison["arms"].values()
             ],
@@ -179,7 +179,7 @@ def _counts(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _curves(arms: Arms) -> str | None:
-    found: dict[str, dict[str, list[Any]]] = {}
+    curves_of: dict[str, dict[str, list[Any]]] = {}
     plain = {name: runs for name, runs in arms.items() if "+" not in name}
     for stage in STAGE_RESULTS:
         curves: dict[str, list[Any]] = {}
@@ -191,5 +191,5 @@ def _curves(arms: Arms) -> str | None:
             if points:
                 curves[name] = points
         if curves:
-            found[STAGE_NAMES[stage]] = curves
-    return draw_learning_curves(found) if found else None
+            curves_of[STAGE_NAMES[stage]] = curves
+    return draw_learning_curves(curves_of) if curves_of else None

@@ -86,8 +86,8 @@ def pair_halves(pairs: Sequence[Pair]) -> HalfTables:
                 f"{where} record other occurrences of the facts; wanted halves of one draw"
             )
         treated.append(first)
-    counts = [found for found in (occurrences_of(a) for a, _ in pairs) if found]
-    left_out = tuple(f for f in FACTS if any(found[f] == 0 for found in counts))
+    counts = [occurrences for occurrences in (occurrences_of(a) for a, _ in pairs) if occurrences]
+    left_out = tuple(f for f in FACTS if any(occurrences[f] == 0 for occurrences in counts))
     if len(left_out) == len(FACTS):
         raise UserError(f"{pairs[0][0].folder}: no fact occurs in the rows the half was drawn from")
     return HalfTables(pairs, np.array(treated), lineage_clusters(pairs), left_out)
@@ -111,12 +111,12 @@ def analyse_half_tables(
     halves = [run for pair in study.pairs for run in pair]
     for endpoint in PRIMARIES:
         units = units_of(halves, endpoint)
-        found = units if isinstance(units, str) else _measure(study, endpoint, units)
-        if isinstance(units, str) or isinstance(found, str):
-            missing[endpoint] = str(found)
+        measured = units if isinstance(units, str) else _measure(study, endpoint, units)
+        if isinstance(units, str) or isinstance(measured, str):
+            missing[endpoint] = str(measured)
             continue
-        row = _row(found, endpoint, plan, redrawn, family=comparisons)
-        row["beside"] = dict(_beside(found, endpoint, units, plan, others))
+        row = _row(measured, endpoint, plan, redrawn, family=comparisons)
+        row["beside"] = dict(_beside(measured, endpoint, units, plan, others))
         whole = row["beside"]["whole"]
         # How much surer the contrast is than two arms on the same runs; None without all arms.
         two_arms = (whole or {}).get("se")
@@ -150,15 +150,15 @@ def _redraw(
         ]
     pools: dict[str, np.ndarray] = {}
     rng = np.random.default_rng(plan.redraw_seed)
-    found = []
+    redrawn = []
     for occurrences in counts:
         key = repr(occurrences)
         if key not in pools:
             pools[key] = redrawn_halves(
                 occurrences or {}, draw, count=plan.redraws, seed=plan.redraw_seed
             )
-        found.append(pools[key][rng.permutation(plan.redraws)])  # seeds are drawn independently
-    return found, []
+        redrawn.append(pools[key][rng.permutation(plan.redraws)])  # seeds are drawn independently
+    return redrawn, []
 
 
 def _row(

@@ -101,7 +101,7 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
 
 
 def _curves(stages: dict[str, Any]) -> str | None:
-    found: dict[str, dict[str, list[Curve]]] = {}
+    curves_of: dict[str, dict[str, list[Curve]]] = {}
     for stage, arms in stages.items():
         curves: dict[str, list[Curve]] = {
             arm: [
@@ -110,8 +110,8 @@ def _curves(stages: dict[str, Any]) -> str | None:
             for arm, runs in arms.items()
         }
         if any(curves.values()):
-            found[STAGE_NAMES[stage]] = curves
-    return draw_learning_curves(found) if found else None
+            curves_of[STAGE_NAMES[stage]] = curves
+    return draw_learning_curves(curves_of) if curves_of else None
 
 
 def _dose(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -174,11 +174,11 @@ def _mean_grids(pairs: Pairs) -> dict[str, list[list[float]]] | None:
     grids: dict[str, list[list[float]]] = {}
     for index, arm in enumerate(ARMS):
         evaluations = [pair[index].evaluations.get("arithmetic") for pair in pairs]
-        found = [e.metrics["a1_grid"] for e in evaluations if e and "a1_grid" in e.metrics]
-        if not found:
+        a1_grids = [e.metrics["a1_grid"] for e in evaluations if e and "a1_grid" in e.metrics]
+        if not a1_grids:
             return None
         grids[arm] = [
-            [math.fsum(grid[a][b] for grid in found) / len(found) for b in range(9)]
+            [math.fsum(grid[a][b] for grid in a1_grids) / len(a1_grids) for b in range(9)]
             for a in range(9)
         ]
     return grids

@@ -99,8 +99,8 @@ def print_arms(report: dict[str, Any]) -> None:
     print(f"analysis plan {report['plan']['hash'][:12]}")
     for name, arm in report["arms"].items():
         print(f"{name}: {', '.join(run['folder'] for run in arm['runs'])}")
-        for endpoint, found in arm["endpoints"].items():
-            print(f"  {endpoint:<32} {in_words(found['mean'], found['unit'], sign=False)}")
+        for endpoint, estimate in arm["endpoints"].items():
+            print(f"  {endpoint:<32} {in_words(estimate['mean'], estimate['unit'], sign=False)}")
         for row in arm["accuracies"]:
             print(f"  {row['evaluation'] + ' ' + row['endpoint']:<55} {100 * row['mean']:.2f} %")
         for stage, counts in arm["counts"].items():

@@ -328,7 +328,7 @@ def _collect(
             subset.add(build(row, total))
         except IrregularError as error:
             irregular.setdefault(error.reason, []).append(total)
-            first.setdefault(error.reason, error.found)
+            first.setdefault(error.reason, error.got)
     if not total:
         raise UserError(f"{where} holds no rows; wanted at least one example")
     _refuse_mostly_irregular(irregular, first, total, where)

@@ -57,7 +57,7 @@ def find_repeat(finder: Decontaminator, conversation: Conversation) -> dict[str,
     of the turn that covers most; every turn is compared, whoever speaks.
     """
     matches = [
-        (found, role, turn) for role, turn in conversation.messages if (found := finder.match(turn))
+        (match, role, turn) for role, turn in conversation.messages if (match := finder.match(turn))
     ]
     if not matches:
         return None

@@ -43,9 +43,9 @@ Example = TypeVar("Example", Conversation, Problem)
 class IrregularError(Exception):
     """Names why a row cannot be an example: the reason as it is counted, and what was found."""
 
-    def __init__(self, reason: str, found: str):
+    def __init__(self, reason: str, got: str):
         super().__init__(reason)
-        self.reason, self.found = reason, found
+        self.reason, self.got = reason, got
 
 
 def example_identity(item: Conversation | Problem) -> tuple:

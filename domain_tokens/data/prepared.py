@@ -243,14 +243,14 @@ def prepare_examples(
     file = cache_folder() / f"{cache_key(identity)}.arrow"
     _make(file.parent)
     with _alone(file.with_suffix(".lock")):
-        found = _read(file)
-        if found is None:
+        prepared = _read(file)
+        if prepared is None:
             _write(file, *_tables(load(), renderer, max_length))
-            found = _read(file)
-            assert found is not None, file
+            prepared = _read(file)
+            assert prepared is not None, file
         else:
             print(f"prepared data: {file}", flush=True)
-    return found
+    return prepared
 
 
 def kept_json(identity: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _fact_log_probs(
     count = len(prompts)
     before = continuation_log_probs(subject.model, prompts, [[space]] * count)
     after = continuation_log_probs(subject.model, [[*p, *space] for p in prompts], [facts] * count)
-    return [[one + of for of in found] for (one,), found in zip(before, after, strict=True)]
+    return [[one + of for of in of_facts] for (one,), of_facts in zip(before, after, strict=True)]
 
 
 def _both_routes(right: float, total: float, facts: list[float], product: int) -> dict[str, float]:

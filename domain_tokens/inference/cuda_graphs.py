@@ -122,9 +122,9 @@ def runner_of(
     _KEPT.pop(model, None)
     del kept  # its memory is free before the next one takes more
     capacity = -(-(capacity + MOST_PASSES) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
-    found = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
-    _KEPT[model] = found
-    return found
+    runner = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
+    _KEPT[model] = runner
+    return runner
 
 
 class _Graphs:

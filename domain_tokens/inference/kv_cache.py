@@ -137,14 +137,14 @@ def attend_to_groups(
         else:
             laid_out = query.new_zeros(rows, heads, max_tokens, size)
             laid_out[group.row, :, group.offset] = query[group.tokens]
-        found = scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             laid_out.reshape(rows, heads // shared, shared * max_tokens, size),
             keys[group.slots, :width].transpose(1, 2),
             values[group.slots, :width].transpose(1, 2),
             attn_mask=group.bias,
             scale=scaling,
         ).reshape(rows, heads, max_tokens, size)
-        parts.append(found[:, :, 0] if max_tokens == 1 else found[group.row, :, group.offset])
+        parts.append(attended[:, :, 0] if max_tokens == 1 else attended[group.row, :, group.offset])
     return torch.cat(parts)
 
 

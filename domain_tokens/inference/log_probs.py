@@ -45,8 +45,8 @@ def continuation_log_probs(
             groups = _groups(prompts, [len(group) for group in continuations], most=TOKENS)
         for group in share_of(groups):
             chosen = [prompts[i] for i in group], [continuations[i] for i in group]
-            found = _score_packed(reader, *chosen) if reader else _score(model, *chosen)
-            scores.update(zip(group, found, strict=True))
+            scored = _score_packed(reader, *chosen) if reader else _score(model, *chosen)
+            scores.update(zip(group, scored, strict=True))
     scores = gather_dict(scores)
     return [scores[i] for i in range(len(prompts))]
 

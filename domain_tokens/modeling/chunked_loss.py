@@ -63,8 +63,8 @@ def summed_cross_entropy(
 
     Within autocast its type is that of the factors. One backward pass only.
     """
-    found: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
-    return found
+    loss: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return loss
 
 
 @torch.no_grad()

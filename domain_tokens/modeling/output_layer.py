@@ -52,7 +52,7 @@ def fp32_logits(model: Any, **inputs: Any) -> tuple[torch.Tensor, Any]:
         return output.logits, output
     with without_head(model) as head:
         output = model(**inputs)
-    found = output.logits
+    logits = output.logits
     if head is not None:
-        found = logits_of(head, found.flatten(0, -2)).unflatten(0, found.shape[:-1])
-    return found.float(), output
+        logits = logits_of(head, logits.flatten(0, -2)).unflatten(0, logits.shape[:-1])
+    return logits.float(), output

@@ -59,8 +59,8 @@ def packed_attention(
     assert starts is not None
     rows, size = query.shape[0], query.shape[2]
     flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B T, heads, D]
-    found = attend_within_documents(*flat, starts, longest, scaling)
-    return found.view(rows, size, *found.shape[1:]), None
+    attended = attend_within_documents(*flat, starts, longest, scaling)
+    return attended.view(rows, size, *attended.shape[1:]), None
 
 
 class Attend(Protocol):
@@ -137,7 +137,7 @@ def flash_varlen(
     its keys there are, int32 [A]. The operation under `varlen_attn`, which before torch 2.12 could
     not be told of them.
     """
-    found: Any = torch.ops.aten._flash_attention_forward(
+    attended: Any = torch.ops.aten._flash_attention_forward(
         query.contiguous(),
         keys,
         values,
@@ -149,7 +149,7 @@ def flash_varlen(
         scale=scaling,
         seqused_k=used,
     )
-    return found[0]
+    return attended[0]
 
 
 def _causal(
@@ -157,10 +157,10 @@ def _causal(
 ) -> torch.Tensor:
     """Attend within one document: [L, H, D]."""
     one, two, three = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, L, D]
-    found = scaled_dot_product_attention(
+    attended = scaled_dot_product_attention(
         one, two, three, is_causal=True, scale=scaling, enable_gqa=grouped
     )
-    return found[0].transpose(0, 1)
+    return attended[0].transpose(0, 1)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -26,15 +26,15 @@ def imported(module: Path) -> set[Path]:
 
     Imports within functions count; what only a type checker reads does not.
     """
-    found: set[Path] = set()
+    modules: set[Path] = set()
     waiting = [module.resolve()]
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in modules:
+            modules.add(path)
             tree = ast.parse(path.read_text(encoding="utf-8"))
             waiting += [file for name in _names(tree) for file in _files(name)]
-    return found
+    return modules
 
 
 def _names(tree: ast.AST) -> Iterator[str]:

@@ -81,9 +81,9 @@ def hidden_states(
         use_cache=False,
         **({"starts": inputs["starts"], "longest": inputs["longest"]} if own else {}),
     )
-    found = output.logits.flatten(0, -2)
+    hidden = output.logits.flatten(0, -2)
     # Indices, not a mask of truths: the host would wait to know how many are true.
-    return found if head is None else found.index_select(0, inputs["keep"])
+    return hidden if head is None else hidden.index_select(0, inputs["keep"])
 
 
 def summed_loss(
@@ -93,20 +93,20 @@ def summed_loss(
 
     head: the output layer that `without_head` took away, or None where the model has its own.
     """
-    found = hidden_states(model, inputs, head)
+    hidden = hidden_states(model, inputs, head)
     if head is not None:
-        return summed_cross_entropy(found, head.weight, inputs["targets"])
-    return cross_entropy(found.float(), inputs["targets"], reduction="sum")
+        return summed_cross_entropy(hidden, head.weight, inputs["targets"])
+    return cross_entropy(hidden.float(), inputs["targets"], reduction="sum")
 
 
 @torch.no_grad()
 def token_losses(model: "PreTrainedModel", inputs: dict[str, Any]) -> torch.Tensor:
     """Return the loss in nats of each supervised token, fp32 [N]."""
     with without_head(model) as head:
-        found = hidden_states(model, inputs, head)
+        hidden = hidden_states(model, inputs, head)
     if head is not None:
-        return token_cross_entropy(found, head.weight, inputs["targets"])
-    return cross_entropy(found.float(), inputs["targets"], reduction="none")
+        return token_cross_entropy(hidden, head.weight, inputs["targets"])
+    return cross_entropy(hidden.float(), inputs["targets"], reduction="none")
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class Int8Argmax:
         off = (turned / scale[:, None] - rounded).norm(dim=1)
         off += turned.norm(dim=1) / scale * ROUNDING
         length = rounded.norm(dim=1)
-        found = np.empty(len(hidden), np.int64)
+        tokens = np.empty(len(hidden), np.int64)
         for start in range(0, len(hidden), ROWS):
             part = slice(start, start + ROWS)
             largest_logits(
@@ -71,9 +71,9 @@ class Int8Argmax:
                 (off[part].numpy(), length[part].numpy(), scale[part].numpy()),
                 (self._length, self._error),
                 (hidden[part].numpy(), self._weight),
-                found[part],
+                tokens[part],
             )
-        return torch.from_numpy(found)
+        return torch.from_numpy(tokens)
 
     def _near(self, rounded: torch.Tensor) -> torch.Tensor:
         """Return nearly the logits [N, V], in units of the scale of each row of `_rounded`."""
