@@ -150,12 +150,12 @@ def table(times: Times) -> str:
         "|---|---|---|---|---|---|",
     ]
     for workload, arm in dict.fromkeys((workload, arm) for workload, arm, _ in times):
-        alone, busy, two = (middle[workload, arm, situation] for situation in SITUATIONS)
+        alone, busy, pair = (middle[workload, arm, situation] for situation in SITUATIONS)
         first = middle.get((workload, "before", "alone"))
         cost = "" if first is None else f"{alone / first:.3f}"
         lines.append(
-            f"| {workload} | {arm} | {alone:.1f} | {busy / alone:.2f} × | {two / (2 * alone):.2f} ×"
-            f" | {cost} |"
+            f"| {workload} | {arm} | {alone:.1f} | {busy / alone:.2f} × | {pair / (2 * alone):.2f}"
+            f" × | {cost} |"
         )
     return "\n".join(lines)
 

@@ -121,9 +121,9 @@ class Sizes:
 def lengths_like(kind: str, count: int, *, tiny: bool) -> np.ndarray:
     """Return lengths of rows: of GSM8K (mean 156, at most 439) or of Tulu-3 (mean 390, cut)."""
     chooser = np.random.default_rng(7)
-    mean, spread, most = (156, 0.42, 439) if kind == "gsm8k" else (390, 0.8, 512)
+    mean, spread, max_length = (156, 0.42, 439) if kind == "gsm8k" else (390, 0.8, 512)
     drawn = np.exp(chooser.normal(np.log(mean) - spread**2 / 2, spread, count))
-    return np.clip(drawn, 24, most).astype(int) // (6 if tiny else 1)
+    return np.clip(drawn, 24, max_length).astype(int) // (6 if tiny else 1)
 
 
 def examples_like(kind: str, count: int, *, tiny: bool) -> list[Any]:
@@ -399,21 +399,21 @@ def correctness(sizes: Sizes) -> None:
         responses = generate(model, prompts, batch_size=size, sampling=sampling, **options)
         return [r.token_ids for r in responses]
 
-    def equal(name: str, one: list[list[int]], two: list[list[int]]) -> None:
-        row(name, sum(a == b for a, b in zip(one, two, strict=True)), len(one))
+    def equal(name: str, got: list[list[int]], expected: list[list[int]]) -> None:
+        row(name, sum(a == b for a, b in zip(got, expected, strict=True)), len(got))
 
     drawn = Sampling(1.0, seed=3)
     on_cpu = sizes.model(small=True).eval()
-    wanted, wanted_drawn = ids(on_cpu, 1), ids(on_cpu, 16, drawn)
+    expected, expected_drawn = ids(on_cpu, 1), ids(on_cpu, 16, drawn)
     on_gpu = sizes.model(small=True).to(sizes.device).eval()
     for size in (1, 7, 48):
-        equal(f"fp32 greedy: device in {size} slots, CPU in 1", ids(on_gpu, size), wanted)
-    equal("fp32 sampled: device in 16 slots, CPU in 16", ids(on_gpu, 16, drawn), wanted_drawn)
+        equal(f"fp32 greedy: device in {size} slots, CPU in 1", ids(on_gpu, size), expected)
+    equal("fp32 sampled: device in 16 slots, CPU in 16", ids(on_gpu, 16, drawn), expected_drawn)
     half = sizes.model(small=True, dtype=sizes.dtype).to(sizes.device).eval()
     first = ids(half, 48)
     equal(f"{sizes.dtype} greedy: device in 48 slots, in 48 again", ids(half, 48), first)
     equal(f"{sizes.dtype} greedy: device in 48 slots, in 1", ids(half, 1), first)
-    equal(f"{sizes.dtype} greedy: device in 48 slots, fp32 on the CPU", first, wanted)
+    equal(f"{sizes.dtype} greedy: device in 48 slots, fp32 on the CPU", first, expected)
     full = sizes.model(dtype=sizes.dtype).to(sizes.device).eval()
     first = ids(full, 48)
     equal(f"{sizes.dtype} greedy, whole model: in 48 slots, in 5", ids(full, 5), first)
@@ -430,26 +430,28 @@ def scoring(sizes: Sizes) -> None:
     many = [[chooser.integers(0, 50000, 1 + i % 2).tolist() for i in range(36)] for _ in few]
     half = sizes.model(dtype=sizes.dtype).to(sizes.device).eval()
     row("scoring", "continuations", "seconds", "continuations/s", "prompt tokens/s", "memory")
-    for name, given, wanted in (
+    for name, given, continuations in (
         ("one continuation each", prompts, single),
         ("36 continuations of 405 prompts (A1)", few, many),
     ):
         reset_memory()
         took = statistics.median(
-            seconds_of(lambda g=given, w=wanted: continuation_log_probs(half, g, w), sizes.rounds)
+            seconds_of(
+                lambda g=given, w=continuations: continuation_log_probs(half, g, w), sizes.rounds
+            )
         )
-        count = sum(map(len, wanted))
+        count = sum(map(len, continuations))
         rate = f"{sum(map(len, given)) / took:,.0f}"
         row(name, count, f"{took:.3f}", f"{count / took:,.0f}", rate, memory())
     n = sizes.compared
     exact = sizes.model().eval()
     values = {}
-    for name, given, wanted in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
-        values["CPU fp32", name] = continuation_log_probs(exact, given, wanted)
-        values["device bf16", name] = continuation_log_probs(half, given, wanted)
+    for name, given, continuations in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
+        values["CPU fp32", name] = continuation_log_probs(exact, given, continuations)
+        values["device bf16", name] = continuation_log_probs(half, given, continuations)
     exact = exact.to(sizes.device)
-    for name, given, wanted in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
-        values["device fp32", name] = continuation_log_probs(exact, given, wanted)
+    for name, given, continuations in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
+        values["device fp32", name] = continuation_log_probs(exact, given, continuations)
     row("difference from CPU fp32", "continuations", "max |difference|", "mean", "mean |log p|")
     for (kind, name), scores in values.items():
         flat = np.concatenate([np.array(x) for x in scores])

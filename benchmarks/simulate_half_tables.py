@@ -136,7 +136,7 @@ def cell(
         treated = pool[rng.integers(len(pool), size=seeds)]
         d, signs, two_arms, truth = study(model, uses, treated, rng)
         means = np.array([half_means(x, s) for x, s in zip(d, signs, strict=True)])
-        halves, other = run_means_t(means), run_means_t(two_arms)
+        halves, arms = run_means_t(means), run_means_t(two_arms)
         low, high = halves.interval(1 - ALPHA) or (0.0, 0.0)
         noise = RunNoise(float(means.var(ddof=1)) / 2, seeds - 1.0)
         planted = detectable_effect(noise.difference(seeds), AIM)
@@ -147,10 +147,10 @@ def cell(
         count(
             estimate=halves.mean,
             se=halves.se,
-            two_arm_se=other.se,
+            two_arm_se=arms.se,
             truth=truth,
             t=(halves.p() or 0.0) < ALPHA,
-            two_arm_t=(other.p() or 0.0) < ALPHA,
+            two_arm_t=(arms.p() or 0.0) < ALPHA,
             covers=low <= truth <= high,
             printed=(p or 0.0) < ALPHA / 2,
         )

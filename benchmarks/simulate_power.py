@@ -75,7 +75,7 @@ def power_cell(
         ):
             hits[name].append(called(arms, detectable_effect(error, AIM)))
         if seeds == 5:
-            needed = seeds_needed(pilot, expected, AIM, items=item[0], most=MOST_SEEDS)
+            needed = seeds_needed(pilot, expected, AIM, items=item[0], max_seeds=MOST_SEEDS)
             if needed is not None:
                 hits["margin"].append(called(study(rng, needed, items, **noise), expected))
     return {name: float(np.mean(values)) for name, values in hits.items() if values}

@@ -68,12 +68,12 @@ def _most_alike(
     """Return the sequence that is most like a fact and overlaps none that is chosen."""
     tokens = length(expand(fact))
     best, least = None, math.inf
-    for other in sorted(by_count, key=lambda c: (abs(math.log(c / count)), c)):
-        ratio = abs(math.log(other / count))
+    for near_count in sorted(by_count, key=lambda c: (abs(math.log(c / count)), c)):
+        ratio = abs(math.log(near_count / count))
         if ratio >= least:
             break
-        by_count[other].sort()
-        for sequence in by_count[other]:
+        by_count[near_count].sort()
+        for sequence in by_count[near_count]:
             cost = ratio + abs(length(sequence) - tokens) / tokens
             taken = sequence in chosen or cost >= least
             if not taken and not any(_may_overlap(sequence, c) for c in (*chosen, sequence)):
@@ -83,10 +83,10 @@ def _most_alike(
     return best
 
 
-def _may_overlap(one: str, other: str) -> bool:
+def _may_overlap(first: str, second: str) -> bool:
     """Tell whether two word sequences (or two copies of one) can share words in a text."""
-    a, b = one.split(" ")[1:], other.split(" ")[1:]
+    a, b = first.split(" ")[1:], second.split(" ")[1:]
     ends = any(
         a[-size:] == b[:size] or b[-size:] == a[:size] for size in range(1, min(len(a), len(b)))
     )
-    return ends or (a != b and (f"{one} " in f"{other} " or f"{other} " in f"{one} "))
+    return ends or (a != b and (f"{first} " in f"{second} " or f"{second} " in f"{first} "))

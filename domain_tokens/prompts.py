@@ -118,9 +118,9 @@ class Renderer:
 
     def with_all_loss(self) -> "Renderer":
         """Return this renderer without spans that carry no loss, to measure what was learned."""
-        other = copy.copy(self)
-        other._responses = replace(self._responses, masks=False)
-        return other
+        renderer = copy.copy(self)
+        renderer._responses = replace(self._responses, masks=False)
+        return renderer
 
     def prompt(self, messages: Sequence[Message], *, forced_start: str = "") -> list[int]:
         """Return the ids that end at `Assistant:`, followed by forced_start where one is given.
@@ -350,8 +350,8 @@ def _with_roles(
     tokens: _Tokens, segments: Sequence[tuple[int, int, int]], rows: Sequence[Row] = ()
 ) -> _Tokens:
     """Give each token the role of the segment in which it begins; rows in matches are FACT."""
-    starts = [start for start, _, _ in segments]
-    at = np.searchsorted(starts, [start for start, _ in tokens.spans], side="right") - 1
+    segment_starts = [start for start, _, _ in segments]
+    at = np.searchsorted(segment_starts, [start for start, _ in tokens.spans], side="right") - 1
     roles = np.array([role for _, _, role in segments])[at]
     in_match = {(row.start, row.end) for row in rows if row.in_match and row.start == row.end}
     roles[[i for i, span in enumerate(tokens.spans) if span in in_match]] = FACT

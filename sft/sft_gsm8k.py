@@ -49,15 +49,15 @@ def load_data(config: "SFTConfig") -> "StageData":
         rows, eval_split = rows[: settings.max_train_samples], "holdout"
     elif place:
         source, eval_split = place
-        other = load_problems(
+        validation = load_problems(
             source,
             split=eval_split,
             limit=settings.max_val_samples,
             key=VAL_KEY,
             **options,
         )
-        fingerprint["validation"] = other.fingerprint
-        held, lost, notes = other.items, other.dropped, notes + other.notes()
+        fingerprint["validation"] = validation.fingerprint
+        held, lost, notes = validation.items, validation.dropped, notes + validation.notes()
     elif settings.max_val_samples:
         notes = [*notes, no_test_rows(data)]
     held, known = apart_from_training(held, rows)

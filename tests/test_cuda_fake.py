@@ -186,7 +186,9 @@ def test_a_mask_of_truths_is_seen(monkeypatch):
 def test_rotated_queries_in_fp32_are_seen(monkeypatch):
     """Under autocast they stand beside bf16 values; varlen attention was never reached."""
 
-    def widened(module, query, key, value, mask, *, starts=None, longest=0, scaling=None, **rest):
+    def widened(
+        module, query, key, value, mask, *, cu_seqlens=None, max_seqlen=0, scaling=None, **rest
+    ):
         flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
         return flat[0].to(flat[2].dtype)[None] * 0 + flat[0][None].float(), None
 

@@ -43,10 +43,10 @@ def test_scores_are_those_of_a_plain_forward_pass(model, cases):
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=9), st.integers(1, 40), st.booleans())
-def test_texts_with_one_continuation_are_read_packed(model, cases, most, able):
+def test_texts_with_one_continuation_are_read_packed(model, cases, max_tokens, able):
     """G1 scores sixteen rationales a question; padded and masked they cost as much as sampling."""
     with pytest.MonkeyPatch.context() as patch:
-        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": most})
+        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": max_tokens})
         patch.setattr(type(model), "_supports_attention_backend", able)
         found = continuation_log_probs(model, [p for p, _ in cases], [[c] for _, c in cases])
     wanted = [[plainly(model, prompt, continuation)] for prompt, continuation in cases]
@@ -55,7 +55,7 @@ def test_texts_with_one_continuation_are_read_packed(model, cases, most, able):
 
 def test_many_prompts_go_through_in_groups(model, monkeypatch):
     plant(monkeypatch, "domain_tokens.inference.log_probs.TOKENS", 250)
-    groups = _groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], most=250)
+    groups = _groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], max_tokens=250)
     assert groups == [[1], [3, 0], [2]]  # the longest is alone though it is too much
     prompts = [[i + 1] * (i % 5 + 1) for i in range(30)]
     continuations = [[[j, 50_256] for j in range(20)]] * 30

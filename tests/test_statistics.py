@@ -252,7 +252,7 @@ def test_seeds_needed_are_the_first_that_suffice(aim, items):
     seeds = seeds_needed(noise, 1.5, aim, items=items)
     for count, enough in ((seeds, True), (seeds - 1, False)):
         assert (detectable_effect(noise.difference(count, items), aim) <= 1.5) == enough
-    assert seeds_needed(noise, 1e-6, aim, items=items, most=1000) is None
+    assert seeds_needed(noise, 1e-6, aim, items=items, max_seeds=1000) is None
 
 
 def test_more_seeds_do_not_help_beyond_what_items_leave_open():

@@ -133,14 +133,14 @@ def check_facts(subject: CheckedFolder) -> str:
 
 def check_tied(subject: CheckedFolder) -> str:
     """Input and output embeddings are one exactly if the config says so, on disk as well."""
-    wanted = bool(subject.model.config.get_text_config().tie_word_embeddings)
+    expected = bool(subject.model.config.get_text_config().tie_word_embeddings)
     rows = subject.model.get_input_embeddings().weight
-    if (rows is subject.model.get_output_embeddings().weight) != wanted:
-        raise FaultError(f"config says tie_word_embeddings {wanted}, the model is otherwise")
-    for name, tensor in tensors(subject.folder) if wanted else ():
+    if (rows is subject.model.get_output_embeddings().weight) != expected:
+        raise FaultError(f"config says tie_word_embeddings {expected}, the model is otherwise")
+    for name, tensor in tensors(subject.folder) if expected else ():
         if name.endswith("lm_head.weight") and not tensor.float().equal(rows):
             raise FaultError(f"config says tied, but {name} on disk is another matrix")
-    return "tied" if wanted else "untied, as the config says"
+    return "tied" if expected else "untied, as the config says"
 
 
 def check_finite(subject: CheckedFolder) -> str:

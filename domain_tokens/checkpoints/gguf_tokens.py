@@ -128,10 +128,10 @@ def prove_gguf_tokenizer(
         spelled = "".join(oracle.spelled[byte] for byte in token.encode())
         if tokenizer.convert_ids_to_tokens(number) not in (token, spelled):
             fail(f"token {number} is not the file's {token!r}")
-    for key, wanted in (("eos", tokenizer.eos_token_id), ("bos", tokenizer.bos_token_id)):
+    for key, expected in (("eos", tokenizer.eos_token_id), ("bos", tokenizer.bos_token_id)):
         given = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if given != wanted:
-            fail(f"the tokenizer's {key} is {wanted}, the file's {given}")
+        if given != expected:
+            fail(f"the tokenizer's {key} is {expected}, the file's {given}")
     controls = [f"a {token} b" for token in list(oracle.atoms)[:40]]
     for text in [*probe_texts(), *controls]:
         refuse_other_ids(tokenizer, plain, text, oracle.encode(text))

@@ -176,8 +176,8 @@ def pull_checkpoint(repository: str, folder: Path, *, revision: str | None) -> s
     work = folder.with_name(f".{folder.name}.pulling")
     make_folder(work)
     with speaking_to_the_hub(repository):
-        wanted = [*SENT, "README.md"]
-        snapshot_download(repository, revision=revision, local_dir=work, allow_patterns=wanted)
+        patterns = [*SENT, "README.md"]
+        snapshot_download(repository, revision=revision, local_dir=work, allow_patterns=patterns)
     shutil.rmtree(work / ".cache", ignore_errors=True)  # the library's own notes
     try:
         files_of(work)

@@ -156,8 +156,8 @@ def _verify_link(folder: Path, card: dict[str, Any]) -> str:
     path = folder / RESULTS[card["stage"]]
     results = read_sealed(path)
     older += _known(path, StageResults, [results])
-    for name, other in (("results", results["config"]), ("identity", card["identity"]["config"])):
-        _refuse_difference(folder, card["config"], other, name)
+    for name, copy in (("results", results["config"]), ("identity", card["identity"]["config"])):
+        _refuse_difference(folder, card["config"], copy, name)
     return older
 
 
@@ -225,10 +225,10 @@ def _refuse_other_ancestors(
         raise BrokenLinkError(
             f"{child}: records {len(recorded)} ancestors, {folder} has {count} and itself"
         )
-    for one, other in zip(recorded, ancestors, strict=True):
-        for key in _differing(one, {k: other[k] for k in other if k in one}, ""):
+    for a, b in zip(recorded, ancestors, strict=True):
+        for key in _differing(a, {k: b[k] for k in b if k in a}, ""):
             raise BrokenLinkError(
-                f"{child}: ancestors.{one.get('stage')}.{key} is another one there than in {folder}"
+                f"{child}: ancestors.{a.get('stage')}.{key} is another one there than in {folder}"
             )
 
 
@@ -288,19 +288,17 @@ def _refuse_changed_files(place: Path, files: dict[str, str]) -> None:
             raise BrokenLinkError(f"{place}: the data in {name} are not those it was made from")
 
 
-def _refuse_difference(folder: Path, one: Any, other: Any, name: str) -> None:
+def _refuse_difference(folder: Path, a: Any, b: Any, name: str) -> None:
     """Raise BrokenLinkError at the first key in which a card and its copy differ."""
-    for key in _differing(one, other, ""):
+    for key in _differing(a, b, ""):
         raise BrokenLinkError(f"{folder}: {key} is another one in the card and in {name}")
 
 
-def _differing(one: Any, other: Any, prefix: str) -> Iterator[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted(one.keys() | other.keys()):
-            yield from _differing(
-                one.get(key), other.get(key), f"{prefix}.{key}" if prefix else key
-            )
-    elif one != other:
+def _differing(a: Any, b: Any, prefix: str) -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from _differing(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif a != b:
         yield prefix or "the card"
 
 

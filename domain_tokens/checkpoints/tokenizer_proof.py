@@ -57,10 +57,10 @@ def prove_folder_tokenizer(source: Path, written: Path, tokenizer: Any, account:
     theirs = _source_tokenizer(source)
     plain, file = (Tokenizer.from_str(json.dumps(tree)) for tree in (theirs, ours))
     known = {token: i for token, i in _vocabulary(ours).items() if i < layout.base_size}
-    wanted = {token: i for token, i in _vocabulary(theirs).items() if i < layout.base_size}
-    if known != wanted:
-        token = min(known.items() ^ wanted.items())[0]
-        fail(f"tokenizer.json has token {token!r} at {known.get(token)}, not {wanted.get(token)}")
+    expected = {token: i for token, i in _vocabulary(theirs).items() if i < layout.base_size}
+    if known != expected:
+        token = min(known.items() ^ expected.items())[0]
+        fail(f"tokenizer.json has token {token!r} at {known.get(token)}, not {expected.get(token)}")
     account.tokens = len(known)
     merges = [_merges(tree) for tree in (ours, theirs)]
     if merges[0] != merges[1]:

@@ -33,7 +33,7 @@ def statements(
     absent: dict[str, Any] = {"name": HALF_TABLE, "role": plan.half_table, "endpoints": []}
     absent["missing"] = dict.fromkeys(PRIMARIES, "half_a and half_b are not both there")
     contrasts = [report["half_table"] or absent, *report["contrasts"]]
-    primary = [one for one in contrasts if one["role"] == "primary"]
+    primary = [contrast for contrast in contrasts if contrast["role"] == "primary"]
     claims: set[str] = set()
     for contrast in primary:
         for statement in _of_contrast(contrast, plan):
@@ -46,7 +46,7 @@ def statements(
     yield from map(Statement, _ceilings(report))
     yield from map(Statement, _attribution(report))
     not_run: list[str] = []
-    for contrast in [one for one in contrasts if one["role"] == "secondary"]:
+    for contrast in [contrast for contrast in contrasts if contrast["role"] == "secondary"]:
         if contrast["endpoints"]:
             yield from _of_contrast(contrast, plan)
         else:
@@ -113,13 +113,13 @@ def _amount(row: dict[str, Any], unit: str) -> str:
 
 
 def _ceilings(report: dict[str, Any]) -> Iterator[str]:
-    for one in report["ceilings"]:
-        before, after = (f"{one[k]:.2%}" for k in ("accuracy", "with_calculator"))
-        what = "perfect table facts" if one["calculator"] == "facts" else "perfect arithmetic"
-        most = "to at most" if one["with_calculator"] >= one["accuracy"] else "to"
-        seeds = len(one["seeds"])
+    for row in report["ceilings"]:
+        before, after = (f"{row[k]:.2%}" for k in ("accuracy", "with_calculator"))
+        what = "perfect table facts" if row["calculator"] == "facts" else "perfect arithmetic"
+        up_to = "to at most" if row["with_calculator"] >= row["accuracy"] else "to"
+        seeds = len(row["seeds"])
         yield (
-            f"In {one['arm']} {what} would move accuracy from {before} {most} {after} (the same "
+            f"In {row['arm']} {what} would move accuracy from {before} {up_to} {after} (the same "
             f"{seeds} {'checkpoint' if seeds == 1 else 'checkpoints'}, decoded with a calculator)."
         )
 

@@ -103,8 +103,8 @@ def find_arm_differences(arms: Arms, allowed: Sequence[str]) -> list[Difference]
     calculated = []
     for name in arms.keys() - plain.keys():
         paired = pair_arms(arms[name.partition("+")[0]], arms[name])
-        other = [pair for pair in paired if pair[0].card["weights"] != pair[1].card["weights"]]
-        if other or not paired:
+        strangers = [pair for pair in paired if pair[0].card["weights"] != pair[1].card["weights"]]
+        if strangers or not paired:
             raise UserError(
                 f"{name} is not of the checkpoints of {name.partition('+')[0]}; evaluate the same "
                 "ones with --calculator"

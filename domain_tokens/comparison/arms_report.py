@@ -60,7 +60,7 @@ def _contrasts(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield half table and contrasts, the primary ones first."""
     half = comparison["half_table"]
     rows = [*([half] if half else []), *comparison["contrasts"]]
-    yield from sorted(rows, key=lambda one: one["role"] != "primary")
+    yield from sorted(rows, key=lambda row: row["role"] != "primary")
 
 
 def _contrast_rows(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -161,13 +161,13 @@ def _attribution_rows(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
     counts = [arm["attribution"] for arm in comparison["arms"].values()]
     if not any(counts):
         return
-    kinds = dict.fromkeys([*KINDS, *(kind for one in counts for kind in one or ())])
+    kinds = dict.fromkeys([*KINDS, *(kind for of_arm in counts for kind in of_arm or ())])
     for kind in kinds:
         cells = []
-        for one in counts:
-            total = sum((one or {}).values())
-            number = (one or {}).get(kind, 0)
-            cells.append("–" if not one or not total else f"{number:,} ({number / total:.1%})")
+        for of_arm in counts:
+            total = sum((of_arm or {}).values())
+            number = (of_arm or {}).get(kind, 0)
+            cells.append("–" if not of_arm or not total else f"{number:,} ({number / total:.1%})")
         yield {"kind": KINDS.get(kind, kind), "cells": cells}
 
 

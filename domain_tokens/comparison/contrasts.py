@@ -33,7 +33,12 @@ def compare_arms(
     contrasts = [_contrast(c, plain, plan, pilot, family=sizes[c.role]) for c in plan.contrasts]
     half = _half_table(plain, plan, draw, family=sizes[plan.half_table])
     for role in sizes:
-        family = [_row(one, e) for one in contrasts if one["role"] == role for e in PRIMARIES]
+        family = [
+            _row(contrast, e)
+            for contrast in contrasts
+            if contrast["role"] == role
+            for e in PRIMARIES
+        ]
         if plan.half_table == role:
             family = [_row(half, endpoint) for endpoint in PRIMARIES] + family
         _adjust(family, plan.alpha)

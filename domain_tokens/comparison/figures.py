@@ -132,16 +132,16 @@ def draw_heatmaps(
     import numpy as np
 
     arms = {arm: np.array(grid, dtype=float) for arm, grid in grids.items()}
-    one, other = arms.values()
-    change = other - one
-    low, high = min(one.min(), other.min()), max(one.max(), other.max())
+    first, second = arms.values()
+    change = second - first
+    low, high = min(first.min(), second.min()), max(first.max(), second.max())
     reach = max(float(np.abs(change).max()), 1e-9)
     figure, axes = _figure(3, size=(13, 4.2))
     panels = [(arm, grid, "cividis", low, max(high, low + 1e-9)) for arm, grid in arms.items()]
     panels.append((change_title, change, "PuOr", -reach, reach))
-    for axis, (title, grid, colours, least, most) in zip(axes, panels, strict=True):
+    for axis, (title, grid, colours, vmin, vmax) in zip(axes, panels, strict=True):
         mesh = axis.pcolormesh(
-            np.arange(0.5, 10), np.arange(0.5, 10), grid, cmap=colours, vmin=least, vmax=most
+            np.arange(0.5, 10), np.arange(0.5, 10), grid, cmap=colours, vmin=vmin, vmax=vmax
         )
         for (row, column), value in np.ndenumerate(grid):
             red, green, blue, _ = mesh.cmap(mesh.norm(value))

@@ -42,7 +42,7 @@ def redrawn_halves(
 ) -> np.ndarray:
     """Return halves drawn again by the scheme of the study, [count, F] booleans in id order."""
     seeds = np.random.default_rng(seed).integers(2**32, size=count)
-    drawn = (draw(occurrences, int(one))[0] for one in seeds)
+    drawn = (draw(occurrences, int(half_seed))[0] for half_seed in seeds)
     return np.array([[fact in half for fact in FACTS] for half in drawn])
 
 

@@ -297,7 +297,7 @@ def _prospects(
     aim = Aim(plan.alpha, plan.power, family)
     row["detectable"] = detectable_effect(noise.difference(len(means)), aim)
     if margin is not None:
-        row["seeds_needed"] = seeds_needed(noise, margin, aim, most=MOST_SEEDS)
+        row["seeds_needed"] = seeds_needed(noise, margin, aim, max_seeds=MOST_SEEDS)
     return row
 
 
@@ -331,15 +331,15 @@ def fact_grid(study: HalfTables) -> list[list[list[float]]] | None:
     grids = [[_grid(run) for run in pair] for pair in study.pairs]
     if any(grid is None for pair in grids for grid in pair):
         return None
-    own, other = [], []
+    with_token, without = [], []
     for pair, treated in zip(grids, study.treated, strict=True):
         in_first = np.array(
             [[treated[FACTS.index(fact_token(a, b))] for b in range(1, 10)] for a in range(1, 10)]
         )
         first, second = (np.array(grid, dtype=np.float64) for grid in pair)
-        own.append(np.where(in_first, first, second))
-        other.append(np.where(in_first, second, first))
-    means = np.mean(own, axis=0), np.mean(other, axis=0)
+        with_token.append(np.where(in_first, first, second))
+        without.append(np.where(in_first, second, first))
+    means = np.mean(with_token, axis=0), np.mean(without, axis=0)
     return [means[0].tolist(), means[1].tolist(), (means[0] - means[1]).tolist()]
 
 

@@ -129,13 +129,13 @@ def find_differences(
     """
     differences: list[Difference] = []
     known: set[str] = set()
-    for one, other, compared in _comparisons(pairs):
-        for name in one.evaluations.keys() & other.evaluations.keys():
-            evaluations = [run.evaluations[name] for run in (one, other)]
+    for a, b, compared in _comparisons(pairs):
+        for name in a.evaluations.keys() & b.evaluations.keys():
+            evaluations = [run.evaluations[name] for run in (a, b)]
             cards = _with_recorded([_must_equal(e) for e in evaluations], evaluations)
             known.update(*cards)
             told = all(_tells_ancestors(evaluation.card) for evaluation in evaluations)
-            folders = (str(one.folder), str(other.folder))
+            folders = (str(a.folder), str(b.folder))
             differences += [
                 Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
                 for key in {**cards[0], **cards[1]}
@@ -207,8 +207,8 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
         for name, record in trained_stages(training):
             if (treatment := record.get("treatment")) not in (None, training.get("treatment")):
                 key, got = f"{name}.treatment", _treatment_in_words(treatment)
-                wanted = f"{_treatment_in_words(training.get('treatment'))}, as in the last stage"
-                yield key, Difference(key, folders, (got, wanted))
+                expected = f"{_treatment_in_words(training.get('treatment'))}, as in the last stage"
+                yield key, Difference(key, folders, (got, expected))
             if "inject" not in record:
                 continue
             key, count = f"{name}.inject", record["injected_tokens"]
@@ -216,12 +216,12 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
             got = f"{record['inject']} with {count} fact tokens"
             some = bool(count) or (training.get("treatment") or {}).get("name") in TOKENLESS
             if treated and not (record["inject"] and some):
-                wanted = "True with some, as condition mul_tokens says"
+                expected = "True with some, as condition mul_tokens says"
             elif not treated and (record["inject"] or count):
-                wanted = "False with none, as condition baseline says"
+                expected = "False with none, as condition baseline says"
             else:
                 continue
-            yield key, Difference(key, folders, (got, wanted))
+            yield key, Difference(key, folders, (got, expected))
 
 
 def _treatment_in_words(record: Any) -> str:

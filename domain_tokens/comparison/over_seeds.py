@@ -193,7 +193,7 @@ def _prospects(
     if len(d) > 1:
         row["detectable"] = detectable_effect(noise.difference(len(d), items), aim)
     if margin is not None:
-        row["seeds_needed"] = seeds_needed(noise, margin, aim, items=items, most=MOST_SEEDS)
+        row["seeds_needed"] = seeds_needed(noise, margin, aim, items=items, max_seeds=MOST_SEEDS)
     return row
 
 

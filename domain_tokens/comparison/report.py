@@ -105,7 +105,9 @@ def _curves(stages: dict[str, Any]) -> str | None:
     for stage, arms in stages.items():
         curves: dict[str, list[Curve]] = {
             arm: [
-                [(x["step"], x["loss"]) for x in one["log"]] for one in runs if one and one["log"]
+                [(x["step"], x["loss"]) for x in results["log"]]
+                for results in runs
+                if results and results["log"]
             ]
             for arm, runs in arms.items()
         }
@@ -213,22 +215,22 @@ def _flips(pairs: Pairs) -> Iterator[dict[str, Any]]:
     """Yield the items that one arm has right and the other has not."""
     for pair in pairs:
         for name in [name for name in pair[0].evaluations if name in pair[1].evaluations]:
-            one, other = (run.evaluations[name].items for run in pair)
-            for key, item in one.items():
-                if item["correct"] != other[key]["correct"]:
+            a, b = (run.evaluations[name].items for run in pair)
+            for key, item in a.items():
+                if item["correct"] != b[key]["correct"]:
                     yield {
                         "seed": pair[0].seed,
                         "evaluation": name,
                         "prompt": item.get("prompt", key),
                         "gold": item["gold"],
-                        "right": ARMS[other[key]["correct"]],
+                        "right": ARMS[b[key]["correct"]],
                         "responses": {
                             arm: {
                                 "segments": response_segments(answer),
                                 "correct": answer["correct"],
                                 "stop": answer.get("stop_reason", ""),
                             }
-                            for arm, answer in zip(ARMS, (item, other[key]), strict=True)
+                            for arm, answer in zip(ARMS, (item, b[key]), strict=True)
                         },
                     }
 

@@ -29,8 +29,8 @@ def print_pair(pair: dict[str, Any]) -> None:
         print(f"  {evaluation}: always answering {floor['answer']} scores {floor['accuracy']:.2%}")
     for evaluation, metrics in pair["metrics"].items():
         for name, values in metrics.items():
-            one, other = (_number(values[arm]) for arm in ("baseline", "mul_tokens"))
-            print(f"  {evaluation} {name:<32} {one:>12} {other:>12}")
+            a, b = (_number(values[arm]) for arm in ("baseline", "mul_tokens"))
+            print(f"  {evaluation} {name:<32} {a:>12} {b:>12}")
     print()
 
 
@@ -56,8 +56,8 @@ def print_report(report: dict[str, Any]) -> None:
     for name in report["not_compared"]:
         print(f"note: {name} results are not in all folders and were not compared")
     for difference in report["allowed_differences"]:
-        one, other = difference["values"]
-        print(f"note: permitted difference in {difference['key']}: {one} and {other}")
+        a, b = difference["values"]
+        print(f"note: permitted difference in {difference['key']}: {a} and {b}")
     if len(report["pairs"]) > 1:
         print("\nmean delta over seeds, points")
         for row in report["mean_deltas"]:
@@ -115,8 +115,8 @@ def print_arms(report: dict[str, Any]) -> None:
     for notice in report["notices"]:
         print(f"note: {notice}")
     for difference in report["allowed_differences"]:
-        one, other = difference["values"]
-        print(f"note: permitted difference in {difference['key']}: {one} and {other}")
+        a, b = difference["values"]
+        print(f"note: permitted difference in {difference['key']}: {a} and {b}")
     print("\nVerdict")
     for verdict in report["verdicts"]:
         print(f"  {verdict}")

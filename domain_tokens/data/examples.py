@@ -81,19 +81,19 @@ def conversation_of(row: dict, number: int, label: str) -> Conversation:
 
 def _turn(message: Any, place: int) -> tuple[str, str]:
     """Return role and content of a message; raises IrregularError for all that would be lost."""
-    wanted = f"wanted {{role, content}} with role {', '.join(ROLES)} and text as content"
+    expected = f"wanted {{role, content}} with role {', '.join(ROLES)} and text as content"
     if not isinstance(message, dict):
-        raise IrregularError("no_role", f"message {place} is {kind_of(message)}; {wanted}")
+        raise IrregularError("no_role", f"message {place} is {kind_of(message)}; {expected}")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         reason = "tool_role" if role in ("tool", "function") else "other_role"
-        raise IrregularError(reason, f"message {place} has role {_shown(role)}; {wanted}")
+        raise IrregularError(reason, f"message {place} has role {_shown(role)}; {expected}")
     call = next((name for name in ("tool_calls", "function_call") if message.get(name)), None)
     if call:
-        raise IrregularError("tool_call", f"message {place} has `{call}`; {wanted}")
+        raise IrregularError("tool_call", f"message {place} has `{call}`; {expected}")
     if isinstance(content, list):
         raise IrregularError(
-            "content_parts", f"message {place}: `content` is a list of parts; {wanted}"
+            "content_parts", f"message {place}: `content` is a list of parts; {expected}"
         )
     weight = message.get("weight")
     if role == "assistant" and weight not in (None, 1):
@@ -107,8 +107,8 @@ def problem_of(row: dict, number: int) -> Problem:
     """Read a row of GSM8K, GSM8K-Aug or SVAMP, or raise IrregularError."""
     row = as_problem_row(row)
     if "malformed" in row and "question" not in row:
-        wanted = f"wanted `question||<<a+b=c>> … {MARKER} n`"
-        raise IrregularError("malformed_line", f"{row['malformed']}; {wanted}")
+        expected = f"wanted `question||<<a+b=c>> … {MARKER} n`"
+        raise IrregularError("malformed_line", f"{row['malformed']}; {expected}")
     question, answer = _text(row, "question"), _text(row, "answer")
     content = {"question": question, "answer": answer}
     return Problem(_example_id(row, content), question, answer, number)

@@ -141,9 +141,9 @@ def _verify_card(results: Path, tree: dict[str, Any]) -> None:
         check_seal(results.parent / f"{results.name} (card.training)", training)
         names = ("seed", "condition", "weights", "tokenizer", "model")
         pairs += [(name, card[name], training[name]) for name in names if name in training]
-    for name, one, other in pairs:
-        if one != other:
-            raise UserError(f"{results}: card.{name} is {one} in one place and {other} in another")
+    for name, a, b in pairs:
+        if a != b:
+            raise UserError(f"{results}: card.{name} is {a} in one place and {b} in another")
 
 
 def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[str, Any]) -> None:
@@ -203,8 +203,10 @@ def _verify_scores(
         raise UserError(f"{path} does not hold the {len(cells)} cells and wordings in their order")
     for line in lines:
         for kind in ("", "both_") if "both_value" in line else ("",):
-            value, one, all_ = (line[kind + key] for key in ("value", "log_prob", "log_sum"))
-            if not math.isclose(value, one - all_, abs_tol=1e-9):
+            value, log_prob, log_sum = (
+                line[kind + key] for key in ("value", "log_prob", "log_sum")
+            )
+            if not math.isclose(value, log_prob - log_sum, abs_tol=1e-9):
                 cell = f"{kind}value of {line['a']}×{line['b']}"
                 raise UserError(f"{path}: {cell} is not {kind}log_prob - {kind}log_sum")
         if "both_value" in line and not (

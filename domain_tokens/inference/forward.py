@@ -211,9 +211,9 @@ def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], count: in
     if _compiled(x):
         _kernels().rotate(x.numpy(), cos.numpy(), sin.numpy(), count)
         return x
-    one, two = x[:, :count].chunk(2, -1)
+    a, b = x[:, :count].chunk(2, -1)
     cos, sin = cos[:, None], sin[:, None]
-    turned = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
     return torch.cat([turned, x[:, count:]], 1)
 
 

@@ -49,15 +49,15 @@ class SlotGroup:
 class SlotLengths:
     """Slots 0 to A - 1 and how far each is read: int32 tensors on the device.
 
-    first_query: [A + 1], where the tokens of each slot begin; first_key: [A + 1], where slots begin
-    in the cache; known: [A], positions that hold something, new ones included; most: tokens of one
-    slot.
+    cu_seqlens_q: [A + 1], where the tokens of each slot begin; cu_seqlens_k: [A + 1], where slots
+    begin in the cache; known: [A], positions that hold something, new ones included; max_seqlen_q:
+    tokens of one slot at most.
     """
 
-    first_query: torch.Tensor
-    first_key: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
     known: torch.Tensor
-    most: int
+    max_seqlen_q: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class FixedPlan:
     first: torch.Tensor
     offset: torch.Tensor
     seen: torch.Tensor
-    first_query: torch.Tensor
-    first_key: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
 
 
 def slot_bias(hidden: torch.Tensor, dtype: torch.dtype, shared: int) -> torch.Tensor:
@@ -204,8 +204,8 @@ class SlotCache:
             first=first[:-1],
             offset=torch.zeros_like(number[:-1]),
             seen=torch.arange(self._capacity, device=self._device),
-            first_query=number.int(),
-            first_key=first.int(),
+            cu_seqlens_q=number.int(),
+            cu_seqlens_k=first.int(),
         )
 
     def follow_plan(self, plan: FixedPlan, position: torch.Tensor) -> None:
@@ -213,7 +213,7 @@ class SlotCache:
         self._rows, slots = plan.first + position, len(plan.first)
         if self._by_length:
             known = (position + 1).int()
-            self._plan = SlotLengths(plan.first_query, plan.first_key, known, 1)
+            self._plan = SlotLengths(plan.cu_seqlens_q, plan.cu_seqlens_k, known, 1)
         else:
             hidden = plan.seen > position[:, None, None, None]
             bias = slot_bias(hidden, self._dtype, self._shared)
@@ -252,8 +252,10 @@ class SlotCache:
             return flash_varlen(
                 query,
                 *flat,
-                starts=(plan.first_query, plan.first_key),
-                longest=(plan.most, self._capacity),
+                cu_seqlens_q=plan.cu_seqlens_q,
+                cu_seqlens_k=plan.cu_seqlens_k,
+                max_seqlen_q=plan.max_seqlen_q,
+                max_seqlen_k=self._capacity,
                 used=plan.known,
                 scaling=scaling,
             )

@@ -33,9 +33,9 @@ def replaced_forward(module: torch.nn.Module) -> Callable[..., Any] | None:
 
 def refuse_replaced(module: torch.nn.Module) -> None:
     """Raise RuntimeError where a layer computes something else already."""
-    other = replaced_forward(module)
-    if other is not None:
-        name = getattr(other, "__qualname__", type(other).__name__)
+    replacement = replaced_forward(module)
+    if replacement is not None:
+        name = getattr(replacement, "__qualname__", type(replacement).__name__)
         raise RuntimeError(
             f"the forward pass of {module} is replaced already (by {name}); end that before"
         )

@@ -37,13 +37,13 @@ class Number:
     def __call__(self, text: str) -> float:
         """Read the number; raises argparse's error where it is none or out of bounds."""
         what = "a whole number" if self.kind is int else "a number"
-        wanted = f"wanted {what} from {self.low:g} to {self.high:.12g}"
+        expected = f"wanted {what} from {self.low:g} to {self.high:.12g}"
         try:
             value = self.kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is none; {wanted}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is none; {expected}") from None
         if not self.low <= value <= self.high:  # which NaN is not
-            raise argparse.ArgumentTypeError(f"{text} is out of bounds; {wanted}")
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds; {expected}")
         return value
 
 

@@ -290,9 +290,9 @@ def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def _refuse_another_run(existing: ExistingOutput, before: dict, now: dict) -> None:
-    one, other = _leaves(before), _leaves(now)
-    keys = [k for k in sorted(one.keys() | other.keys()) if k.split(".")[0] not in EXTRA]
-    differing = [key for key in keys if one.get(key) != other.get(key)]
+    a, b = _leaves(before), _leaves(now)
+    keys = [k for k in sorted(a.keys() | b.keys()) if k.split(".")[0] not in EXTRA]
+    differing = [key for key in keys if a.get(key) != b.get(key)]
     if differing:
         differing.sort(key=lambda key: key == "code")  # arguments are named before code
         raise UserError(existing.say(existing, now, differing))
@@ -300,16 +300,16 @@ def _refuse_another_run(existing: ExistingOutput, before: dict, now: dict) -> No
 
 def _say_another_run(existing: ExistingOutput, now: dict, differing: list[str]) -> str:
     key = differing[0]
-    before, other = _leaves(existing.identity).get(key), _leaves(now).get(key)
+    before, after = _leaves(existing.identity).get(key), _leaves(now).get(key)
     if key != "code":
         return (
-            f"{existing.title} was made with {key} {before!r}, now it is {other!r}; "
+            f"{existing.title} was made with {key} {before!r}, now it is {after!r}; "
             "give the same arguments, or another --output-dir"
         )
     commit = existing.identity.get(COMMIT)
     where = f" (commit {commit[:12]})" if commit else ""
     return (
         f"{existing.title} was begun by other code{where}: what decides data and training is "
-        f"{str(before)[:12]}, now it is {str(other)[:12]}; go back to "
+        f"{str(before)[:12]}, now it is {str(after)[:12]}; go back to "
         "that code to continue, or give another --output-dir"
     )

@@ -41,8 +41,8 @@ def _names(tree: ast.AST) -> Iterator[str]:
     """Yield the dotted names of this package that a tree imports."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for other in node.orelse:
-                yield from _names(other)
+            for branch in node.orelse:
+                yield from _names(branch)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             for alias in node.names:
@@ -69,8 +69,8 @@ def _files(name: str) -> list[Path]:
     if first != PACKAGE.name:
         return []
     place = PACKAGE.joinpath(*parts)
-    wanted = (place.with_suffix(".py") if parts else None, place / "__init__.py")
-    return [path.resolve() for path in wanted if path and path.is_file()]
+    candidates = (place.with_suffix(".py") if parts else None, place / "__init__.py")
+    return [path.resolve() for path in candidates if path and path.is_file()]
 
 
 def _name(path: Path) -> str:

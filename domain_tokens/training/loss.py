@@ -29,7 +29,7 @@ def as_tensors(batch: MicroBatch) -> dict[str, Any]:
     """Return what a forward pass needs.
 
     ids and positions [B, T]; keep [N], where in the rows, read one after another, targets [N] have
-    loss; starts [D + 1] and longest say where the documents lie.
+    loss; cu_seqlens [D + 1] and max_seqlen say where the documents lie.
     """
     targets = torch.from_numpy(batch.targets).flatten()
     positions = torch.from_numpy(batch.position_ids)
@@ -39,8 +39,8 @@ def as_tensors(batch: MicroBatch) -> dict[str, Any]:
         "position_ids": positions,
         "keep": keep,
         "targets": targets[keep],
-        "starts": cu_seqlens_of(positions),
-        "longest": int(positions.max()) + 1,
+        "cu_seqlens": cu_seqlens_of(positions),
+        "max_seqlen": int(positions.max()) + 1,
     }
 
 
@@ -79,7 +79,7 @@ def hidden_states(
         position_ids=inputs["position_ids"],
         logits_to_keep=known.view(shape) if head is None else 0,
         use_cache=False,
-        **({"starts": inputs["starts"], "longest": inputs["longest"]} if own else {}),
+        **({key: inputs[key] for key in ("cu_seqlens", "max_seqlen")} if own else {}),
     )
     hidden = output.logits.flatten(0, -2)
     # Indices, not a mask of truths: the host would wait to know how many are true.

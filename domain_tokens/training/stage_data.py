@@ -24,9 +24,9 @@ def stage_sources(config: "SFTConfig", usual: "UsualValidation") -> list[tuple[s
     """
     data = config.data
     sources = [("data.source", data.source, data.split)]
-    other = other_place(config, usual)
-    if other is not None:
-        sources.append((VAL_KEY, *other))
+    validation = other_place(config, usual)
+    if validation is not None:
+        sources.append((VAL_KEY, *validation))
     if data.decontaminate_against is not None:
         place = data.decontaminate_against, data.decontaminate_split
         sources.append(("data.decontaminate_against", *place))

@@ -83,9 +83,9 @@ class Int8Argmax:
         )
 
 
-def _rounded(x: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x [N, W] in whole numbers of at most `most`, and a scale for each row [N]."""
-    scale = (x.abs().amax(1) / most).clamp_(min=torch.finfo(torch.float32).tiny)
+def _rounded(x: torch.Tensor, max_value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x [N, W] in whole numbers of at most `max_value`, and a scale for each row [N]."""
+    scale = (x.abs().amax(1) / max_value).clamp_(min=torch.finfo(torch.float32).tiny)
     return (x / scale[:, None]).round_(), scale
 
 

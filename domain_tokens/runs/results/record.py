@@ -124,8 +124,8 @@ def missing_keys(kind: type[BaseModel], tree: Any, *, writing: bool) -> Iterator
     """
     for place, model, node in _records(kind, tree, "", copies=not writing):
         for name, field in model.model_fields.items():
-            wanted = field.is_required() or (writing and "since" in extra_of(field))
-            if wanted and name not in node:
+            required = field.is_required() or (writing and "since" in extra_of(field))
+            if required and name not in node:
                 yield _at(place, name)
 
 
