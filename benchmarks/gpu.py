@@ -329,9 +329,9 @@ def eos_of_half(responses: list[Any], new: int) -> int:
     """Return the token that, as EOS, would end these responses at half their length on average."""
     counts: dict[int, list[int]] = {}
     for response in responses:
-        for place, token in enumerate(response.token_ids):
+        for position, token in enumerate(response.token_ids):
             seen = counts.setdefault(token, [])
-            seen.append(place)
+            seen.append(position)
     best, gap = -1, float("inf")
     for token, _ in sorted(counts.items(), key=lambda item: -len(item[1]))[:200]:
         ids = [r.token_ids for r in responses]

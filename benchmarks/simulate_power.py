@@ -30,7 +30,7 @@ REST_SD = 0.15  # item × run, one arm: K = 16 samples of a probability of 0.6 v
 PILOT_RUNS = 10
 ALPHA, POWER = 0.05, 0.8
 AIM = Aim(ALPHA, POWER, comparisons=2)
-MOST_SEEDS = 60  # where more were needed, the margin is not tried
+MAX_SEEDS = 60  # where more were needed, the margin is not tried
 
 
 def runs(rng: np.random.Generator, count: int, items: int, *, run_sd: float) -> np.ndarray:
@@ -75,7 +75,7 @@ def power_cell(
         ):
             hits[name].append(called(arms, detectable_effect(error, AIM)))
         if seeds == 5:
-            needed = seeds_needed(pilot, expected, AIM, items=item[0], max_seeds=MOST_SEEDS)
+            needed = seeds_needed(pilot, expected, AIM, items=item[0], max_seeds=MAX_SEEDS)
             if needed is not None:
                 hits["margin"].append(called(study(rng, needed, items, **noise), expected))
     return {name: float(np.mean(values)) for name, values in hits.items() if values}

@@ -160,7 +160,7 @@ class Renderer:
         for index, (user, assistant) in enumerate(exchanges):
             user_text = _user_text(system if index == 0 else "", user, index)
             prompt = self.encode(user_text)
-            response = self._responses.encode(f" {assistant}", place=f"{id}\n{index}")
+            response = self._responses.encode(f" {assistant}", key=f"{id}\n{index}")
             size = len(prompt) + response.length + 1
             if size > room:
                 break
@@ -171,9 +171,9 @@ class Renderer:
         ids, roles = list(self._start), [self._prompt_role] * len(self._start)
         treated = 0
         for _, prompt, response in kept:
-            chosen, places = self._responses.treated(response, room)
+            chosen, count = self._responses.treated(response, room)
             room -= max(0, len(chosen.ids) - response.length)
-            treated += places
+            treated += count
             ids += [*prompt, *chosen.ids, self.eos]
             roles += [*[self._prompt_role] * len(prompt), *chosen.roles, END]
         scored = (self._scored_bytes(text, first=not i) for i, (text, _, _) in enumerate(kept))
@@ -186,7 +186,7 @@ class Renderer:
             text_bytes=sum(response.text_bytes for response in responses) + sum(scored),
             match_bytes=sum(response.match_bytes for response in responses),
             truncated=len(kept) < len(exchanges),
-            untreated=sum(response.places for response in responses) - treated,
+            untreated=sum(response.treatable for response in responses) - treated,
         )
 
     def _scored_bytes(self, user_text: str, *, first: bool) -> int:
@@ -238,7 +238,7 @@ class _Response:
         return len(self.text.encode()) - self.match_bytes
 
     @property
-    def places(self) -> int:
+    def treatable(self) -> int:
         """How many places the treatment would treat."""
         return len(self.written.rows) + len(self.written.masked)
 
@@ -256,7 +256,7 @@ class _ResponseEncoder:
     mode: Mode
     masks: bool = True
 
-    def encode(self, text: str, *, place: str) -> _Response:
+    def encode(self, text: str, *, key: str) -> _Response:
         """Encode a response; one and the same in both forms without matches."""
         matches = find_facts(text, mode=self.mode)
         plain = facts = self._tokens(text, ())
@@ -267,7 +267,7 @@ class _ResponseEncoder:
             match_bytes = sum(len(text[i:j].encode()) for i, j, role in segments if role == FACT)
             plain, facts = (_with_roles(tokens, segments) for tokens in (plain, facts))
         treatment = self.treatment
-        written = treatment.write(text, matches, place=place) if treatment else Written()
+        written = treatment.write(text, matches, key=key) if treatment else Written()
         return _Response(text, plain, facts, segments, match_bytes, written)
 
     def treated(self, response: _Response, room: int) -> tuple[_Tokens, int]:

@@ -114,7 +114,7 @@ class Treatment:
         """Whether a row still is the fact of its name, to which the rules for answers apply."""
         return self.name in ("fact_token", "mixed", "unsupervised")
 
-    def write(self, text: str, matches: Sequence[Fact], *, place: str = "") -> Written:
+    def write(self, text: str, matches: Sequence[Fact], *, key: str = "") -> Written:
         """Return what becomes of a text; matches: what find_facts finds in it.
 
         place: what tells this text from all others (its example and turn), for `mixed`.
@@ -125,7 +125,7 @@ class Treatment:
         if self.name == "unsupervised":
             return Written(masked=tuple((match.start, match.end) for match in treated))
         if self.name == "mixed":
-            treated = [match for match in treated if _heads(f"{place}\n{match.start}")]
+            treated = [match for match in treated if _heads(f"{key}\n{match.start}")]
         rows = (_row(self.name, text, match) for match in treated)
         return Written(tuple(row for row in rows if row is not None))
 

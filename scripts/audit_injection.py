@@ -73,10 +73,10 @@ def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str
         matches_of_row = 0
         for text in (content for role, content in row.messages if role == "assistant"):
             tokens += len(renderer.encode(text))
-            places = find_facts(text, mode=mode)
-            matches_of_row += len(places)
-            facts.update(place.token for place in places)
-            named = [(p.start, p.end, f"match: {p.form}") for p in places]
+            matches = find_facts(text, mode=mode)
+            matches_of_row += len(matches)
+            facts.update(match.token for match in matches)
+            named = [(p.start, p.end, f"match: {p.form}") for p in matches]
             misses = [(*m[:2], f"near miss: {m[2]}") for m in near_misses(text, mode=mode)]
             for start, end, kind in named + misses:
                 kinds[kind] += 1

@@ -10,7 +10,7 @@ from domain_tokens.data import (
     UsualValidation,
     apart_from_training,
     load_conversations,
-    other_place,
+    separate_validation,
 )
 from domain_tokens.runs import Parser, run_script
 
@@ -33,14 +33,14 @@ def load_data(config: "SFTConfig") -> "StageData":
     data, settings = config.data, config.training
     options: dict[str, Any] = {"subset_seed": data.subset_seed}
     max_rows = settings.max_train_samples
-    place = other_place(config, USUAL)
-    held = 0 if place else settings.max_val_samples
+    elsewhere = separate_validation(config, USUAL)
+    held = 0 if elsewhere else settings.max_val_samples
     limit = None if max_rows is None else max_rows + held
     loaded = load_conversations(data.source, split=data.split, limit=limit, **options)
     rows, fingerprint, notes = loaded.items, {"train": loaded.fingerprint}, loaded.notes()
     lost: Counter[str] = Counter()
-    if place:
-        source, split = place
+    if elsewhere:
+        source, split = elsewhere
         validation = load_conversations(
             source, split=split, limit=settings.max_val_samples, key=VAL_KEY, **options
         )
@@ -55,7 +55,7 @@ def load_data(config: "SFTConfig") -> "StageData":
     return StageData(
         rows,
         items,
-        "validation" if place or held else None,
+        "validation" if elsewhere or held else None,
         fingerprint,
         dropped=loaded.dropped,
         validation_dropped=lost + known,

@@ -59,10 +59,10 @@ def treating(plain, treatment):
     return other
 
 
-def written(treatment, text, place=""):
+def written(treatment, text, key=""):
     """A text with the names of rows in it, from the places that a treatment gives."""
     pieces, cursor = [], 0
-    for row in treatment.write(text, find_facts(text), place=place).rows:
+    for row in treatment.write(text, find_facts(text), key=key).rows:
         pieces += [text[cursor : row.start], row.token]
         cursor = row.end
     return "".join([*pieces, text[cursor:]])
@@ -126,7 +126,7 @@ def test_fact_token_is_what_the_injector_always_wrote(text):
 def test_only_treated_facts_are_touched(text, facts, name):
     treatment, matches = of(name, facts), find_facts(text)
     treated = [(m.start, m.end) for m in matches if m.token in facts]
-    made = treatment.write(text, matches, place="p")
+    made = treatment.write(text, matches, key="p")
     for row in made.rows:
         inside = any(start <= row.start <= row.end <= end for start, end in treated)
         assert row.in_match == inside == (name != "matched_merges")
@@ -139,10 +139,10 @@ def test_only_treated_facts_are_touched(text, facts, name):
 # Reading back
 
 
-def as_spelled(treatment, text, place):
+def as_spelled(treatment, text, key):
     """The original text with its matched spans spelled as each treatment's docstring says."""
     result, cursor = "", 0
-    rows = {row.start for row in treatment.write(text, find_facts(text), place=place).rows}
+    rows = {row.start for row in treatment.write(text, find_facts(text), key=key).rows}
     for match in find_facts(text):
         span = text[match.start : match.end]
         if treatment.name in ("fact_token", "mixed") and match.start in rows:
@@ -303,12 +303,12 @@ def test_unsupervised_is_the_baseline_but_for_the_loss_of_the_span(tokenizer, pl
 def test_mixed_is_a_fair_coin_of_example_and_place():
     text = "2*3=6. " * 50
     treatment, count = of("mixed"), 0
-    for place in range(40):
-        rows = treatment.write(text, find_facts(text), place=str(place)).rows
-        assert rows == treatment.write(text, find_facts(text), place=str(place)).rows
+    for key in range(40):
+        rows = treatment.write(text, find_facts(text), key=str(key)).rows
+        assert rows == treatment.write(text, find_facts(text), key=str(key)).rows
         count += len(rows)
     assert abs(count - 1000) < 5 * 500**0.5
-    different = {treatment.write(text, find_facts(text), place=str(p)).rows for p in range(40)}
+    different = {treatment.write(text, find_facts(text), key=str(p)).rows for p in range(40)}
     assert len(different) == 40
 
 

@@ -223,7 +223,7 @@ def save_checkpoint(
             os.chmod(path, 0o666 & ~umask())
 
 
-def refuse_unsavable(model: Any, tokenizer: Any, place: Path) -> None:
+def refuse_unsavable(model: Any, tokenizer: Any, folder: Path) -> None:
     """Raise UserError where a model could be trained but not saved: all but the weights is.
 
     Called before training: what fails at the end loses the run. The model is left as it is. A
@@ -232,7 +232,7 @@ def refuse_unsavable(model: Any, tokenizer: Any, place: Path) -> None:
     before = {name: getattr(model.config, name, None) for name in ("use_cache", "eos_token_id")}
     generation = model.generation_config
     try:
-        save_checkpoint(_WithoutWeights(model), tokenizer, place)  # ty: ignore[invalid-argument-type]
+        save_checkpoint(_WithoutWeights(model), tokenizer, folder)  # ty: ignore[invalid-argument-type]
     except OSError:  # a full disk is no fault of the checkpoint
         raise
     except Exception as error:  # whatever a library refuses now it would refuse after training

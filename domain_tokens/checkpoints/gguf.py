@@ -109,9 +109,9 @@ def load_gguf_model(file: GgufFile) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_transformers()
-    place: dict[str, Any] = {"gguf_file": file.path.name, "trust_remote_code": False}
+    source: dict[str, Any] = {"gguf_file": file.path.name, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(file.path.parent, **place)
+        config = AutoConfig.from_pretrained(file.path.parent, **source)
         for key, value in _unread(config.model_type, file).items():
             setattr(config, key, value)
         for key in ("_model_name_or_path", "feed_forward_length", "n_ctx"):
@@ -121,7 +121,7 @@ def load_gguf_model(file: GgufFile) -> Any:
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            **place,
+            **source,
         )
         read, info = loaded
     except Exception as error:

@@ -88,7 +88,7 @@ def account_for_gguf(file: GgufFile) -> None:
             f"{file.path}: the import of the architecture {file.architecture} cannot be proved; "
             f"wanted {', '.join(FORWARD)}, or the model's Hugging Face folder"
         )
-    wanted_count = file.get("block_count")
+    block_count = file.get("block_count")
     shape = shape_of(file)
     required, optional = _names(file, shape)
     missing = [name for name in required if name not in file.raw]
@@ -103,7 +103,7 @@ def account_for_gguf(file: GgufFile) -> None:
             raise UserError(f"{file.path} is part {part} of {parts}, {gone} is not there; {JOIN}")
         raise UserError(
             f"{file.path}: {gone} is not there ({len(missing)} of {len(required)} tensors missing, "
-            f"{wanted_count} blocks); copy it again"
+            f"{block_count} blocks); copy it again"
         )
     unknown = [name for name in file.raw if name not in required and name not in optional]
     if unknown:

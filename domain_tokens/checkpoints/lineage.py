@@ -68,7 +68,7 @@ def _verify_evaluation(results: Path) -> str:
     card = tree["card"]
     older = _older_formats(results, card) + notice
     _refuse_changed_files(results, card.get("sources") or {})
-    folder = current_folder(Path(card["model_path"]), beside=results.parent)
+    folder = current_folder(Path(card["model_path"]), neighbour_of=results.parent)
     if not folder.is_dir():
         return f"{card['stage']}{older} <- {folder} (not here)"
     hashes = checkpoint_hashes(folder)
@@ -131,12 +131,12 @@ def _links(folder: Path) -> Iterator[str]:
             child_card = card
             if not recorded:
                 return
-            folder = current_folder(Path(recorded["path"]), beside=folder)
+            folder = current_folder(Path(recorded["path"]), neighbour_of=folder)
 
 
-def current_folder(recorded: Path, *, beside: Path) -> Path:
+def current_folder(recorded: Path, *, neighbour_of: Path) -> Path:
     """Return where a folder lies now: a study that was moved as a whole keeps its neighbours."""
-    neighbour = beside.parent / recorded.name
+    neighbour = neighbour_of.parent / recorded.name
     return neighbour if neighbour.is_dir() else recorded
 
 
@@ -265,7 +265,7 @@ def _refuse_other_treatment(
         raise BrokenLinkError(f"{name}: its half was not drawn from its seed {child['seed']}")
 
 
-def _older_formats(place: Path, card: dict[str, Any]) -> str:
+def _older_formats(folder: Path, card: dict[str, Any]) -> str:
     """Return in words which older rules a folder was made under, "" where they are this code's.
 
     Such a folder is sound; its responses are not read again under other rules, and a comparison
@@ -276,16 +276,16 @@ def _older_formats(place: Path, card: dict[str, Any]) -> str:
     for key, version in format_versions().items():
         recorded = card["formats"][key]
         if recorded != version and recorded not in OLDER_FORMATS.get(key, ()):
-            raise BrokenLinkError(f"{place}: {key} version is {recorded}, this code has {version}")
+            raise BrokenLinkError(f"{folder}: {key} version is {recorded}, this code has {version}")
         older += [f"{key} version {recorded}"] if recorded != version else []
     return f" ({', '.join(older)}: this code has newer rules)" if older else ""
 
 
-def _refuse_changed_files(place: Path, files: dict[str, str]) -> None:
+def _refuse_changed_files(folder: Path, files: dict[str, str]) -> None:
     for name, digest in files.items():
         path = Path(name)
         if path.exists() and hash_files([path]) != digest:
-            raise BrokenLinkError(f"{place}: the data in {name} are not those it was made from")
+            raise BrokenLinkError(f"{folder}: the data in {name} are not those it was made from")
 
 
 def _refuse_difference(folder: Path, a: Any, b: Any, name: str) -> None:

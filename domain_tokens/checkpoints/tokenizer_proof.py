@@ -69,8 +69,8 @@ def prove_folder_tokenizer(source: Path, written: Path, tokenizer: Any, account:
     for text in [*probe_texts(), *(f"a {entry['content']} b" for entry in theirs["added_tokens"])]:
         if any(name in text for name in ("<MUL_", "<|padding_")):
             continue
-        wanted_ids = plain.encode(text, add_special_tokens=False).ids
-        refuse_other_ids(tokenizer, file, text, wanted_ids)
+        expected_ids = plain.encode(text, add_special_tokens=False).ids
+        refuse_other_ids(tokenizer, file, text, expected_ids)
         account.texts += 1
     if tokenizer.encode("") != plain.encode("").ids:
         fail("a text begins with other tokens than the source's tokenizer.json puts there")

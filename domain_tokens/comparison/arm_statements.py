@@ -19,7 +19,7 @@ from domain_tokens.comparison.verdicts import (
 from domain_tokens.comparison.words import in_words, interval_in_words, sentence
 from domain_tokens.runs import ArmsPlan
 
-BESIDE = {
+EXPLORATORY = {
     "treated_less_baseline": "facts with a token against baseline",
     "spill_over": "facts without one against baseline (spill-over)",
     "whole": "all facts treated against baseline",
@@ -42,7 +42,7 @@ def statements(
     if {"improved", "worsened"} <= claims:
         yield Statement("The primary endpoints disagree: each is stated, no winner is named.")
     if report["half_table"]:
-        yield from map(Statement, _beside(report["half_table"]))
+        yield from map(Statement, _next_to_the_half_table(report["half_table"]))
     yield from map(Statement, _ceilings(report))
     yield from map(Statement, _attribution(report))
     not_run: list[str] = []
@@ -79,12 +79,12 @@ def contrast_of(row: dict[str, Any]) -> ContrastOf:
     return ContrastOf(row["name"], first, second, kind, row["role"], row["over"])
 
 
-def _beside(half: dict[str, Any]) -> Iterator[str]:
+def _next_to_the_half_table(half: dict[str, Any]) -> Iterator[str]:
     """Yield what the half table does not hold, each by itself: they are never added up."""
     for row in half["endpoints"]:
         parts = [
             f"{words} {_amount(estimate, row['unit'])}"
-            for name, words in BESIDE.items()
+            for name, words in EXPLORATORY.items()
             if (estimate := row["beside"][name])
         ]
         dose = row["beside"]["dose"]

@@ -11,7 +11,7 @@ from domain_tokens.comparison.report import LABELS, command_lines, interval_row,
 from domain_tokens.comparison.values import PRIMARIES
 from domain_tokens.comparison.words import in_words
 
-BESIDE = {
+EXPLORATORY = {
     "treated_less_baseline": "with a token − baseline",
     "spill_over": "without − baseline (spill-over)",
     "whole": "all facts treated − baseline",
@@ -98,16 +98,16 @@ def _half_rows(half: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the half-table contrast and what stands beside it, as rows of one table."""
     for row in half["endpoints"]:
         yield {**row, "what": "with a token − without", "role": half["role"]}
-        for name, what in BESIDE.items():
-            beside = row["beside"][name]
-            if beside:
+        for name, what in EXPLORATORY.items():
+            estimate = row["beside"][name]
+            if estimate:
                 yield {
                     "endpoint": row["endpoint"],
                     "unit": row["unit"],
                     "what": what,
                     "role": "exploratory",
                     "randomisation_p": None,
-                    **beside,
+                    **estimate,
                 }
 
 

@@ -79,8 +79,8 @@ def draw_learning_curves(stages: dict[str, dict[str, list[Curve]]]) -> str:
     """Draw the training loss over steps; stages: title -> arm -> a curve per seed."""
     figure, axes = _figure(len(stages), size=(4.6 * len(stages), 3.1))
     for axis, (title, arms) in zip(axes, stages.items(), strict=True):
-        for place, (arm, curves) in enumerate(arms.items()):
-            colour = colour_of(arm, place)
+        for index, (arm, curves) in enumerate(arms.items()):
+            colour = colour_of(arm, index)
             for number, curve in enumerate(curves):
                 x, y = zip(*curve, strict=True)
                 label = arm if number == 0 else None
@@ -90,10 +90,10 @@ def draw_learning_curves(stages: dict[str, dict[str, list[Curve]]]) -> str:
     return _svg(figure, "curves", "Training loss of both arms in each stage")
 
 
-def colour_of(arm: str, place: int) -> str:
+def colour_of(arm: str, index: int) -> str:
     """Return the colour of an arm, at its place among the arms."""
     known = {**ARM_COLOURS, "fact_token": ARM_COLOURS["mul_tokens"]}
-    return known.get(arm, OTHER_COLOURS[place % len(OTHER_COLOURS)])
+    return known.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
 
 
 def draw_forest(panels: Mapping[str, Sequence[dict[str, Any]]]) -> str:

@@ -25,7 +25,7 @@ from domain_tokens.comparison.over_seeds import _shown
 from domain_tokens.comparison.power import Aim, RunNoise, detectable_effect, seeds_needed
 from domain_tokens.comparison.runs import lineage_clusters, same_base
 from domain_tokens.comparison.values import ENDPOINTS, PRIMARIES
-from domain_tokens.comparison.words import MOST_SEEDS
+from domain_tokens.comparison.words import MAX_SEEDS
 from domain_tokens.errors import UserError
 from domain_tokens.runs import ArmsPlan
 from domain_tokens.statistics import run_means_t
@@ -116,7 +116,7 @@ def analyse_half_tables(
             missing[endpoint] = str(measured)
             continue
         row = _row(measured, endpoint, plan, redrawn, family=comparisons)
-        row["beside"] = dict(_beside(measured, endpoint, units, plan, others))
+        row["beside"] = dict(_next_to_the_contrast(measured, endpoint, units, plan, others))
         whole = row["beside"]["whole"]
         # How much surer the contrast is than two arms on the same runs; None without all arms.
         two_arms = (whole or {}).get("se")
@@ -238,7 +238,7 @@ def _measure(study: HalfTables, endpoint: str, units: Units) -> Measured | str:
     return Measured(study, np.stack(values)[..., kept], signs, units.uses[kept], kept)
 
 
-def _beside(
+def _next_to_the_contrast(
     m: Measured,
     endpoint: str,
     units: Units,
@@ -297,7 +297,7 @@ def _prospects(
     aim = Aim(plan.alpha, plan.power, family)
     row["detectable"] = detectable_effect(noise.difference(len(means)), aim)
     if margin is not None:
-        row["seeds_needed"] = seeds_needed(noise, margin, aim, max_seeds=MOST_SEEDS)
+        row["seeds_needed"] = seeds_needed(noise, margin, aim, max_seeds=MAX_SEEDS)
     return row
 
 

@@ -32,7 +32,7 @@ from domain_tokens.comparison.verdicts import (
     _verdicts,
     replicates_differ_in,
 )
-from domain_tokens.comparison.words import MOST_SEEDS
+from domain_tokens.comparison.words import MAX_SEEDS
 from domain_tokens.errors import UserError
 from domain_tokens.runs import AnalysisPlan, hash_json
 from domain_tokens.statistics import (
@@ -193,7 +193,7 @@ def _prospects(
     if len(d) > 1:
         row["detectable"] = detectable_effect(noise.difference(len(d), items), aim)
     if margin is not None:
-        row["seeds_needed"] = seeds_needed(noise, margin, aim, items=items, max_seeds=MOST_SEEDS)
+        row["seeds_needed"] = seeds_needed(noise, margin, aim, items=items, max_seeds=MAX_SEEDS)
     return row
 
 
@@ -206,8 +206,8 @@ def _noise(
 ) -> RunNoise | None:
     """Return the noise of runs from the pilot, which needs the study's items, or within arms."""
     if pilot:
-        together = value_matrix([pairs[0][0], *pilot], endpoint)
-        return None if together is None else run_noise([together[1:]])
+        values = value_matrix([pairs[0][0], *pilot], endpoint)
+        return None if values is None else run_noise([values[1:]])
     if len(groups) < 2:
         return None
     return run_noise([np.stack([arm[group].mean(axis=0) for group in groups]) for arm in arms])

@@ -165,8 +165,8 @@ def interval_row(row: dict[str, Any]) -> dict[str, Any]:
     low, high = row["interval"] or (row["delta"], row["delta"])
     values = [v for v in (low, high, row["delta"]) if math.isfinite(v)]
     reach = 1.15 * max([abs(value) for value in values] + [1e-12])
-    places = {"low": low, "high": high, "delta": row["delta"]}
-    drawn = {k: 50 + 50 * max(-reach, min(reach, v)) / reach for k, v in places.items()}
+    marks = {"low": low, "high": high, "delta": row["delta"]}
+    drawn = {k: 50 + 50 * max(-reach, min(reach, v)) / reach for k, v in marks.items()}
     margin = row.get("margin")
     unreachable = margin is not None and row.get("detectable_limit", 0.0) > margin
     return {**row, "drawn": drawn, "unreachable": unreachable}

@@ -79,28 +79,29 @@ def conversation_of(row: dict, number: int, label: str) -> Conversation:
     return Conversation(_example_id(row, pairs), pairs, source, number)
 
 
-def _turn(message: Any, place: int) -> tuple[str, str]:
+def _turn(message: Any, number: int) -> tuple[str, str]:
     """Return role and content of a message; raises IrregularError for all that would be lost."""
     expected = f"wanted {{role, content}} with role {', '.join(ROLES)} and text as content"
     if not isinstance(message, dict):
-        raise IrregularError("no_role", f"message {place} is {kind_of(message)}; {expected}")
+        raise IrregularError("no_role", f"message {number} is {kind_of(message)}; {expected}")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         reason = "tool_role" if role in ("tool", "function") else "other_role"
-        raise IrregularError(reason, f"message {place} has role {_shown(role)}; {expected}")
+        raise IrregularError(reason, f"message {number} has role {_shown(role)}; {expected}")
     call = next((name for name in ("tool_calls", "function_call") if message.get(name)), None)
     if call:
-        raise IrregularError("tool_call", f"message {place} has `{call}`; {expected}")
+        raise IrregularError("tool_call", f"message {number} has `{call}`; {expected}")
     if isinstance(content, list):
         raise IrregularError(
-            "content_parts", f"message {place}: `content` is a list of parts; {expected}"
+            "content_parts", f"message {number}: `content` is a list of parts; {expected}"
         )
     weight = message.get("weight")
     if role == "assistant" and weight not in (None, 1):
         raise IrregularError(
-            "weight", f"message {place} has weight {weight}; every assistant turn carries loss here"
+            "weight",
+            f"message {number} has weight {weight}; every assistant turn carries loss here",
         )
-    return role, _text(message, "content", f"message {place}: ")
+    return role, _text(message, "content", f"message {number}: ")
 
 
 def problem_of(row: dict, number: int) -> Problem:

@@ -64,14 +64,14 @@ def same_rows(first: tuple[str, str], second: tuple[str, str], *, key: str) -> b
     A single file is every split. key: the config key that names the first. Raises UserError where
     one is absent.
     """
-    places = []
+    rows = []
     for source, split in (first, second):
         if _is_local(source):
             files = _local_files(Path(source).expanduser(), split=split, key=key)
-            places.append({file.resolve() for file in files})
+            rows.append({file.resolve() for file in files})
         else:
-            places.append({(*_hub_name(source, key), split)})
-    return not places[0].isdisjoint(places[1])
+            rows.append({(*_hub_name(source, key), split)})
+    return not rows[0].isdisjoint(rows[1])
 
 
 def label_of(source: str) -> str:

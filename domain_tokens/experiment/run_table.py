@@ -63,7 +63,7 @@ def _folders(root: Path) -> Iterator[Path]:
 def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
     name = str(folder.relative_to(root)) if folder != root else folder.name
     card = _read(folder / CARD_NAME)
-    for file, (stage, place, keys) in STAGES.items():
+    for file, (stage, section, keys) in STAGES.items():
         path = folder / file
         if not path.is_file():
             continue
@@ -72,7 +72,7 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
             yield Row(_when(path), name, stage, None, None, None, "unreadable")
             continue
         own = results.get("card") or card or {}
-        metrics = results.get(place, {}) if place else results
+        metrics = results.get(section, {}) if section else results
         yield Row(
             when=_when(path),
             folder=name,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from domain_tokens.inference.forward import PackedForward
 
-MOST_PASSES = 8  # between two looks; after its end a row writes half as many in vain
+MAX_STEPS = 8  # between two looks; after its end a row writes half as many in vain
 CAPACITY_MULTIPLE = 256  # positions of a slot, so that the next call finds room, too
 
 
@@ -46,8 +46,8 @@ class CudaGraphRunner:
         self._device = model.device
         # A replay reads and writes these: ids, cached tokens, noise streams, places in a response.
         self._state = torch.zeros(4, slots, dtype=torch.long, device=self._device)
-        self._written = torch.zeros(MOST_PASSES, slots, dtype=torch.long, device=self._device)
-        self._pass = torch.zeros(1, dtype=torch.long, device=self._device)
+        self._written = torch.zeros(MAX_STEPS, slots, dtype=torch.long, device=self._device)
+        self._step = torch.zeros(1, dtype=torch.long, device=self._device)
         self._graphs: dict[tuple[int, Sampling], Callable[[], None]] = {}
         self._record = _Graphs()
 
@@ -56,7 +56,7 @@ class CudaGraphRunner:
         forward: "PackedForward",
         rows: Sequence[tuple[int, int, int, int]],
         sampling: Sampling,
-        passes: int,
+        steps: int,
     ) -> list[list[int]]:
         """Return the next `passes` tokens of slots 0, 1, …, [A][K]; the host waits once.
 
@@ -70,22 +70,22 @@ class CudaGraphRunner:
             self._begin(rows)  # whose newest tokens a first pass reads, too
             self._graphs[slots, alike] = self._recorded(forward, slots, alike)
         self._begin(rows)
-        for _ in range(passes):
+        for _ in range(steps):
             self._graphs[slots, alike]()
-        return self._written[:passes, : len(rows)].t().tolist()
+        return self._written[:steps, : len(rows)].t().tolist()
 
     def _begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         """Give slots 0, 1, … their rows and the others nothing; passes count from 0."""
         state = torch.zeros(4, self.slots, dtype=torch.long)
         state[:, : len(rows)] = torch.tensor(rows).t()
         self._state.copy_(to_device(state, self._device), non_blocking=True)
-        self._pass.zero_()
+        self._step.zero_()
 
     def _recorded(
         self, forward: "PackedForward", slots: int, sampling: Sampling
     ) -> Callable[[], None]:
         """Record a pass of the first slots; all that it reads outlives it: ours, or weights."""
-        ids, cached, streams, places = self._state[:, :slots].unbind()
+        ids, cached, streams, positions = self._state[:, :slots].unbind()
         plan = self.cache.fixed_plan(slots)
 
         def body() -> None:
@@ -94,11 +94,11 @@ class CudaGraphRunner:
             self.cache.follow_plan(plan, position)
             known = cached.clamp(max=self.shape.context - 1)
             logits = forward.outputs(forward.hidden(ids, known, self.cache.attend))
-            keys = None if sampling.greedy else noise_keys(streams, places)
+            keys = None if sampling.greedy else noise_keys(streams, positions)
             chosen = choose(logits, keys, sampling)
-            self._written[:, :slots].index_copy_(0, self._pass, chosen[None])
+            self._written[:, :slots].index_copy_(0, self._step, chosen[None])
             ids.copy_(chosen)
-            for counter in (cached, places, self._pass):
+            for counter in (cached, positions, self._step):
                 counter += 1
 
         return self._record(body, keep=plan)
@@ -121,7 +121,7 @@ def runner_of(
         return kept
     _KEPT.pop(model, None)
     del kept  # its memory is free before the next one takes more
-    capacity = -(-(capacity + MOST_PASSES) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+    capacity = -(-(capacity + MAX_STEPS) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
     runner = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
     _KEPT[model] = runner
     return runner

@@ -36,8 +36,8 @@ def continuation_log_probs(
     model.eval()
     scores: dict[int, list[float]] = {}
     alone = all(len(group) == 1 for group in continuations)
-    with packed_forward(model) if alone else prepacked(model) as reader:
-        if reader:
+    with packed_forward(model) if alone else prepacked(model) as forward:
+        if forward:
             texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
             max_tokens = PACKED_TOKENS.get(model.device.type, PACKED_TOKENS["cpu"])
             groups = _groups(texts, [1] * len(texts), max_tokens=max_tokens)
@@ -45,7 +45,7 @@ def continuation_log_probs(
             groups = _groups(prompts, [len(group) for group in continuations], max_tokens=TOKENS)
         for group in share_of(groups):
             chosen = [prompts[i] for i in group], [continuations[i] for i in group]
-            scored = _score_packed(reader, *chosen) if reader else _score(model, *chosen)
+            scored = _score_packed(forward, *chosen) if forward else _score(model, *chosen)
             scores.update(zip(group, scored, strict=True))
     scores = gather_dict(scores)
     return [scores[i] for i in range(len(prompts))]
@@ -109,16 +109,16 @@ def _score(
 
 
 def _score_packed(
-    reader: PackedForward,
+    forward: PackedForward,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
 ) -> list[list[float]]:
     """Score one continuation of each prompt, one text after the other: no padding, no mask."""
-    device = reader.device
+    device = forward.device
     answers = [continuation for (continuation,) in continuations]
     texts = [[*p, *c[:-1]] for p, c in zip(prompts, answers, strict=True)]
     ends = list(accumulate(len(text) for text in texts))
-    places = [place for text in texts for place in range(len(text))]
+    positions = [position for text in texts for position in range(len(text))]
     # What is wanted follows the last token of a prompt, and then each token but the last.
     keep = [at for end, c in zip(ends, answers, strict=True) for at in range(end - len(c), end)]
     chosen = [i for c in answers for i in c]
@@ -128,14 +128,14 @@ def _score_packed(
     def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
         return attend_within_documents(q, k, v, cu_seqlens, max_seqlen, scaling)
 
-    lists = ([i for text in texts for i in text], places, keep, chosen)
+    lists = ([i for text in texts for i in text], positions, keep, chosen)
     ids, at, kept, targets = (to_device(torch.tensor(x), device) for x in lists)
     # Logits of all tokens of continuations [N, V], a few rows at a time.
     values = torch.cat(
         [
             logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double()
             for logits, tokens in zip(
-                reader.logits(ids, at, attend, keep=kept, rows=LOGIT_ROWS),
+                forward.logits(ids, at, attend, keep=kept, rows=LOGIT_ROWS),
                 targets.split(LOGIT_ROWS),
                 strict=True,
             )

@@ -172,7 +172,7 @@ class Workspace:
             path.unlink()
         (self.work / UNFINISHED_MARKER).unlink()
         if self.work != self.final:
-            _take_place(self.work, self.final)
+            _replace_folder(self.work, self.final)
 
 
 def make_folder(folder: Path) -> None:
@@ -202,10 +202,10 @@ def open_workspace(
     if step is Step.NOTHING:
         note = other_code(existing.identity.get("code"), identity.get("code"))
         return Workspace(final, final, results_name, False, True, identity, note)
-    place = work if step is Step.REPLACE else final
+    folder = work if step is Step.REPLACE else final
     resuming = step is Step.CONTINUE
     space = Workspace(
-        place, final, results_name, resuming, False, identity, initial_state=existing.state
+        folder, final, results_name, resuming, False, identity, initial_state=existing.state
     )
     if resuming and (final / results_name).exists():  # killed between its last two steps
         space.complete()
@@ -229,10 +229,10 @@ def _finish_replacement(final: Path, work: Path, results_name: str) -> None:
         if old.exists():
             shutil.rmtree(old)
     elif whole and final.exists():
-        _take_place(work, final)
+        _replace_folder(work, final)
 
 
-def _take_place(work: Path, final: Path) -> None:
+def _replace_folder(work: Path, final: Path) -> None:
     """Replace a finished folder by the new one; a kill in between is put in order later."""
     old = final.with_name(f".{final.name}.old")
     final.rename(old)

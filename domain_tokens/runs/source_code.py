@@ -47,14 +47,14 @@ def _names(tree: ast.AST) -> Iterator[str]:
             yield node.module
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"
-                yield from _behind(node.module, alias.name)
+                yield from _source_of(node.module, alias.name)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         else:
             yield from _names(node)
 
 
-def _behind(package: str, name: str) -> Iterator[str]:
+def _source_of(package: str, name: str) -> Iterator[str]:
     """Yield the module that a room's public name comes from, as the room's stub says."""
     stub = PACKAGE.joinpath(*package.split(".")[1:]) / "__init__.pyi"
     if package.split(".")[0] == PACKAGE.name and stub.is_file():
@@ -68,8 +68,8 @@ def _files(name: str) -> list[Path]:
     first, *parts = name.split(".")
     if first != PACKAGE.name:
         return []
-    place = PACKAGE.joinpath(*parts)
-    candidates = (place.with_suffix(".py") if parts else None, place / "__init__.py")
+    stem = PACKAGE.joinpath(*parts)
+    candidates = (stem.with_suffix(".py") if parts else None, stem / "__init__.py")
     return [path.resolve() for path in candidates if path and path.is_file()]
 
 

@@ -143,8 +143,8 @@ def refuse_without_room(
     kept = workspace.work / "checkpoints" if workspace.resuming else None
     there = sum(f.stat().st_size for f in kept.rglob("*") if f.is_file()) if kept else 0
     peak = max(2 * checkpoint if replaces else 0, checkpoint + final) + TOKENIZER
-    with trial_folder(workspace.work) as place:
+    with trial_folder(workspace.work) as trial:
         refuse_full_disk(
             workspace.work, peak - there, "the weights, and them again with AdamW's state"
         )
-        refuse_unsavable(model, tokenizer, Path(place))
+        refuse_unsavable(model, tokenizer, Path(trial))

@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.data import VAL_KEY, file_hashes, load_questions, other_place, source_identity
+from domain_tokens.data import (
+    VAL_KEY,
+    file_hashes,
+    load_questions,
+    separate_validation,
+    source_identity,
+)
 from domain_tokens.errors import UserError
 from domain_tokens.runs import PACKAGE, code_hash
 
@@ -24,12 +30,12 @@ def stage_sources(config: "SFTConfig", usual: "UsualValidation") -> list[tuple[s
     """
     data = config.data
     sources = [("data.source", data.source, data.split)]
-    validation = other_place(config, usual)
+    validation = separate_validation(config, usual)
     if validation is not None:
         sources.append((VAL_KEY, *validation))
     if data.decontaminate_against is not None:
-        place = data.decontaminate_against, data.decontaminate_split
-        sources.append(("data.decontaminate_against", *place))
+        questions = data.decontaminate_against, data.decontaminate_split
+        sources.append(("data.decontaminate_against", *questions))
     return sources
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-HIDDEN_MOST = 63  # FBGEMM adds two products in 16 bits on AVX2, so one factor has 7 bits
-WEIGHT_MOST = 127
+HIDDEN_MAX = 63  # FBGEMM adds two products in 16 bits on AVX2, so one factor has 7 bits
+WEIGHT_MAX = 127
 ROWS = 32  # at once: their approximate logits stay in the cache of the processor
 BLOCK = 4096  # tokens that are rounded at once
 ROUNDING = 1e-5  # of |hidden| |weight|: more than fp32 can be off, here and in the rotation
@@ -47,7 +47,7 @@ class Int8Argmax:
         for start in range(0, len(weight), BLOCK):
             part = slice(start, start + BLOCK)
             turned = weight[part] @ self._rotation
-            rounded, scale[part] = _rounded(turned, WEIGHT_MOST)
+            rounded, scale[part] = _rounded(turned, WEIGHT_MAX)
             whole[part] = rounded
             length[part] = turned.norm(dim=1)
             error[part] = (turned - rounded * scale[part, None]).norm(dim=1)
@@ -59,7 +59,7 @@ class Int8Argmax:
         from domain_tokens.inference.cpu.kernels import largest_logits
 
         turned = hidden @ self._rotation
-        rounded, scale = _rounded(turned, HIDDEN_MOST)
+        rounded, scale = _rounded(turned, HIDDEN_MAX)
         off = (turned / scale[:, None] - rounded).norm(dim=1)
         off += turned.norm(dim=1) / scale * ROUNDING
         length = rounded.norm(dim=1)
@@ -79,7 +79,7 @@ class Int8Argmax:
         """Return nearly the logits [N, V], in units of the scale of each row of `_rounded`."""
         # This factor becomes quint8, with HIDDEN_MOST + 1 for zero.
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rounded, 1.0, HIDDEN_MOST + 1, self._packed
+            rounded, 1.0, HIDDEN_MAX + 1, self._packed
         )
 
 

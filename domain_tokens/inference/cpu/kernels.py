@@ -49,13 +49,13 @@ def _ask(typing: Any, block: Any, row: Any, column: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, values[0])
-        place = cgutils.get_item_pointer(context, builder, signature.args[0], array, values[1:])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, values[1:])
         address, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         # to read, with little use after it, data
         settings = [number(0), number(1), number(1)]
-        builder.call(function, [builder.bitcast(place, address), *settings])
+        builder.call(function, [builder.bitcast(pointer, address), *settings])
         return context.get_dummy_value()
 
     return types.void(block, row, column), code

@@ -212,9 +212,9 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
         layers.append(_Output(output))
         del able[output]
     for module in model.modules():
-        beside = [getattr(module, name) for name in FUSED_PROJECTIONS.get(type(module), ())]
-        if beside and all(x in able and holders[id(x.weight)] == 1 for x in beside):
-            layers.append(_Layer(*beside))
-            for x in beside:
+        fused = [getattr(module, name) for name in FUSED_PROJECTIONS.get(type(module), ())]
+        if fused and all(x in able and holders[id(x.weight)] == 1 for x in fused):
+            layers.append(_Layer(*fused))
+            for x in fused:
                 del able[x]
     return layers + [_Layer(module, shared=holders[id(module.weight)] > 1) for module in able]
