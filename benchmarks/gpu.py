@@ -95,7 +95,9 @@ class Sizes:
             shape = (2, 64, 4) if self.tiny else (4, 256, 4) if small else (12, 768, 12)
             names: Any = dict(zip(("n_layer", "n_embd", "n_head"), shape, strict=True))
             model: Any = GPT2LMHeadModel(GPT2Config(**names, vocab_size=50349))
-            with torch.no_grad():  # what is written depends on the place: drafts are seldom right
+            with (
+                torch.no_grad()
+            ):  # what is written depends on the position: drafts are seldom right
                 model.transformer.wpe.weight *= 15
                 model.transformer.ln_f.weight *= 6
         else:
@@ -343,7 +345,7 @@ def eos_of_half(responses: list[Any], new: int) -> int:
 
 
 def decoding(sizes: Sizes) -> None:
-    """Time greedy and sampled decoding, with and without EOS, beside HF generate."""
+    """Time greedy and sampled decoding, with and without EOS, next to HF generate."""
     from domain_tokens.inference import GREEDY, Sampling, generate
 
     prompts = prompts_like_gsm8k(sizes.prompts, tiny=sizes.tiny)

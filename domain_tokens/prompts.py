@@ -1,4 +1,4 @@
-"""Messages to token ids and loss mask: the only place where a conversation becomes tokens."""
+"""Messages to token ids and loss mask: only here does a conversation become tokens."""
 
 import copy
 import json
@@ -149,7 +149,7 @@ class Renderer:
         A trailing user turn is cut. A conversation of more than max_length tokens keeps its whole
         leading exchanges; whether one fits is decided on the longer of its plain form and that with
         every fact a token, so that all arms decide alike. A treatment whose form is longer than
-        both leaves its last places as text where there is no room.
+        both leaves its last matches as text where there is no room.
         """
         try:
             system, exchanges = _exchanges(_without_trailing_user(messages))
@@ -239,7 +239,7 @@ class _Response:
 
     @property
     def treatable(self) -> int:
-        """How many places the treatment would treat."""
+        """How many matches the treatment would treat."""
         return len(self.written.rows) + len(self.written.masked)
 
 
@@ -271,7 +271,7 @@ class _ResponseEncoder:
         return _Response(text, plain, facts, segments, match_bytes, written)
 
     def treated(self, response: _Response, room: int) -> tuple[_Tokens, int]:
-        """Return a response as it is trained on, and how many places were treated.
+        """Return a response as it is trained on, and how many matches were treated.
 
         room: tokens that it may have beyond its length.
         """
@@ -304,7 +304,7 @@ class _ResponseEncoder:
         return _Tokens(tokens.ids, tokens.spans, roles)
 
     def _tokens(self, text: str, rows: Sequence[Row]) -> _Tokens:
-        """Encode a text with rows at their places, what lies between them each by itself."""
+        """Encode a text with rows where they stand, what lies between them each by itself."""
         if not rows:
             encoded = self.plain.encode(text, add_special_tokens=False)
             return _Tokens(encoded.ids, encoded.offsets, [TEXT] * len(encoded.ids))

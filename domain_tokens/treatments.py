@@ -117,7 +117,7 @@ class Treatment:
     def write(self, text: str, matches: Sequence[Fact], *, key: str = "") -> Written:
         """Return what becomes of a text; matches: what find_facts finds in it.
 
-        place: what tells this text from all others (its example and turn), for `mixed`.
+        key: what tells this text from all others (its example and turn), for `mixed`.
         """
         if self.name == "matched_merges":
             return Written(tuple(self._merge_rows(text)))

@@ -64,7 +64,7 @@ def load(args: argparse.Namespace) -> list[Conversation]:
 
 
 def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str, Any]:
-    """Count rows, tokens and facts that injection touches in assistant turns; sample the places."""
+    """Count rows, tokens and facts that injection touches in assistant turns; sample matches."""
     touched = tokens = injected = 0
     facts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -136,7 +136,7 @@ def count_tokens(
 
 
 def shown(text: str, start: int, end: int) -> str:
-    """Return a place with its surroundings in one line, the place in brackets."""
+    """Return a span in brackets, with its surroundings in one line."""
     before, after = text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]
     return " ".join(f"{before}⟦{text[start:end]}⟧{after}".split())
 
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, counts in report.get("treatments", {}).items():
         print(
             f"{name:<16} {counts['tokens']:>11,} tokens, {counts['supervised_tokens']:>11,} with "
-            f"loss, {counts['supervised_tokens_per_row']:.2f} a row, {counts['places']:,} places"
+            f"loss, {counts['supervised_tokens_per_row']:.2f} a row, {counts['places']:,} treated"
         )
     for kind, count in report["kinds"].items():
         print(f"\n{kind}: {count}")

@@ -201,7 +201,7 @@ CHECKS: tuple[tuple[str, Callable[[CheckedFolder], str], tuple[str, ...]], ...] 
 
 
 def check_folder(folder: Path) -> Iterator[tuple[str, bool, str]]:
-    """Yield (name, passed, detail) for every check; none stops those behind it."""
+    """Yield (name, passed, detail) for every check; none stops those after it."""
     import torch
 
     subject, complaints = CheckedFolder(folder), {}

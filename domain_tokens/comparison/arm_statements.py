@@ -1,4 +1,4 @@
-"""What may be said of a study with several arms: primaries first, then what stands beside them."""
+"""What may be said of a study with several arms: primaries first, then what goes with them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -92,7 +92,7 @@ def _next_to_the_half_table(half: dict[str, Any]) -> Iterator[str]:
             words = "each factor of e in a fact's occurrences adds"
             parts.append(f"{words} {_amount(dose, row['unit'])} to what its token gains")
         if parts:
-            yield f"Beside the half table of {row['endpoint']}, exploratory: {'; '.join(parts)}."
+            yield f"Next to the half table of {row['endpoint']}, exploratory: {'; '.join(parts)}."
         if row["endpoint"] == "g1":
             shares = ", ".join(f"{count:,}" for count in row["in_one_half"])
             words = f"; {row['left_out']:,} more use a fact that never occurs"
@@ -139,7 +139,7 @@ def _attribution(report: dict[str, Any]) -> Iterator[str]:
 def _notes(
     report: dict[str, Any], arms: Arms, plan: ArmsPlan, pilot: Sequence[Run]
 ) -> Iterator[str]:
-    """Yield what a reader has to know beside the verdicts."""
+    """Yield what a reader has to know with the verdicts."""
     plain = {name: runs for name, runs in arms.items() if "+" not in name}
     half = report["half_table"]
     yield from half["notes"] if half else ()

@@ -95,7 +95,7 @@ def _forest(comparison: dict[str, Any]) -> str | None:
 
 
 def _half_rows(half: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the half-table contrast and what stands beside it, as rows of one table."""
+    """Yield the half-table contrast and what stands next to it, as rows of one table."""
     for row in half["endpoints"]:
         yield {**row, "what": "with a token − without", "role": half["role"]}
         for name, what in EXPLORATORY.items():

@@ -91,7 +91,7 @@ def draw_learning_curves(stages: dict[str, dict[str, list[Curve]]]) -> str:
 
 
 def colour_of(arm: str, index: int) -> str:
-    """Return the colour of an arm, at its place among the arms."""
+    """Return the colour of an arm; index: its position among the arms."""
     known = {**ARM_COLOURS, "fact_token": ARM_COLOURS["mul_tokens"]}
     return known.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
 

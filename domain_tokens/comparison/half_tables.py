@@ -101,7 +101,7 @@ def analyse_half_tables(
     comparisons: int,
     others: Mapping[str, Sequence["Run"] | None],
 ) -> dict[str, Any]:
-    """Return the half-table contrast of A1 and G1, and beside it what it does not hold.
+    """Return the half-table contrast of A1 and G1, and next to it what it does not hold.
 
     comparisons: the size of the family that Holm runs over. others: the runs of `baseline` and of
     `fact_token` (all facts treated), by seed like the pairs, or None where an arm is not there.

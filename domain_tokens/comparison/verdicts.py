@@ -1,4 +1,4 @@
-"""What may be claimed of an endpoint, and what a reader has to know beside it (design §5)."""
+"""What may be claimed of an endpoint, and what a reader has to know with it (design §5)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

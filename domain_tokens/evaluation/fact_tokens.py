@@ -15,7 +15,7 @@ def read_response(
     """Return what a person reads in a response, and where its fact tokens stand in that text.
 
     A fact token reads `<MUL_6_9_54>` where rows are the facts of their names, and else as its
-    treatment says: then a place is what the row stands for, empty where it was only added. Places
+    treatment says: then a span is what the row stands for, empty where it was only added. Spans
     are [start, end) of characters. Facts are known by id: a typed `<MUL_6_9_54>` is none.
     """
     text, rows = _read_rows(subject, token_ids)

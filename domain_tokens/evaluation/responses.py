@@ -114,7 +114,7 @@ class PartialResponses:
         """
         done: dict[str, Response] = {}
         for file in self.files() if keep else []:
-            # A killed run can leave half a line behind the last newline.
+            # A killed run can leave half a line after the last newline.
             lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
             items = [json.loads(line) for line in lines]
             done |= {item["id"]: Response(item["token_ids"], item["stop"]) for item in items}

@@ -166,10 +166,10 @@ class PagedBackend(SlotBackend):
 
 
 class CudaGraphBackend(SlotBackend):
-    """Decoding passes are recorded once and replayed, several at a time; no draft tokens.
+    """Decoding steps are recorded once and replayed, several at a time; no draft tokens.
 
-    A pass takes so little that reading drafts would cost more than they save: the host would have
-    to look at each pass before it can begin the next.
+    A step takes so little that reading drafts would cost more than they save: the host would have
+    to look at each step before it can begin the next.
     """
 
     reads_drafts = False

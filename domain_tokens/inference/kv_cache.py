@@ -62,7 +62,7 @@ class SlotLengths:
 
 @dataclass(frozen=True, slots=True)
 class FixedPlan:
-    """What passes of one token of each of A slots need besides positions.
+    """What decoding steps of one token of each of A slots need besides positions.
 
     first: [A], where slots begin in the cache; offset: [A], zeros; seen: [C], all positions; the
     others as in SlotLengths.
@@ -78,8 +78,8 @@ class FixedPlan:
 def slot_bias(hidden: torch.Tensor, dtype: torch.dtype, shared: int) -> torch.Tensor:
     """Return a group's bias from which positions [R, 1, Q, W] each of its tokens may not see.
 
-    shared: query heads to a head of the cache. Made once a pass: a mask of truths is made into this
-    again in each layer.
+    shared: query heads to a head of the cache. Made once a forward pass: a mask of truths is made
+    into this again in each layer.
     """
     bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return bias.masked_fill_(hidden, -torch.inf).repeat(1, 1, shared, 1)
@@ -162,15 +162,15 @@ class SlotCache:
         self._slots, self._capacity = slots, capacity
         self._blocks: list[torch.Tensor] = []  # of layers of one shape: [layers, 2, S, C, K, D]
         self._layers: list[torch.Tensor] = []
-        self._rows = torch.empty(0)  # where the next pass writes, counted over all slots
+        self._rows = torch.empty(0)  # where the next step writes, counted over all slots
         self._plan: list[SlotGroup] | SlotLengths = []
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s position[i], both on the CPU."""
+        """Say where the next step writes: its token i is slot[i]'s position[i], both on the CPU."""
         self._rows = to_device(slot * self._capacity + position, self._device)
 
     def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        """Begin a step of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
         self.begin(slot, position)
         counts = slot.bincount()
         first = counts.cumsum(0) - counts
@@ -197,7 +197,7 @@ class SlotCache:
         return bool(self._layers) and all(flash_takes(layer) for layer in self._layers)
 
     def fixed_plan(self, slots: int) -> FixedPlan:
-        """Return what passes of one token of each of so many slots need; prompts were written."""
+        """Return what steps of one token of each of so many slots need; prompts were written."""
         number = torch.arange(slots + 1, device=self._device)
         first = number * self._capacity
         return FixedPlan(
@@ -209,7 +209,7 @@ class SlotCache:
         )
 
     def follow_plan(self, plan: FixedPlan, position: torch.Tensor) -> None:
-        """Begin such a pass with slot i's token at position[i], all on the device."""
+        """Begin such a step with slot i's token at position[i], all on the device."""
         self._rows, slots = plan.first + position, len(plan.first)
         if self._by_length:
             known = (position + 1).int()
@@ -221,7 +221,7 @@ class SlotCache:
             self._plan = [SlotGroup(whole, whole, plan.first, plan.offset, bias)]
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store a pass's keys and values, [N, K, D]."""
+        """Store a step's keys and values, [N, K, D]."""
         if layer == len(self._layers):
             self._have_layer(key)
         for store, new in zip(self._layers[layer], (key, value), strict=True):
@@ -278,12 +278,12 @@ class RowCache(SlotCache):
     _shown: tuple[int, int] | None = None
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Say where the next pass writes; its queries look at themselves alone."""
+        """Say where the next step writes; its queries look at themselves alone."""
         super().begin(slot, position)
         self._shown = None
 
     def show(self, slots: int, positions: int) -> None:
-        """Let the queries of the next pass look at so many slots and positions."""
+        """Let the queries of the next step look at so many slots and positions."""
         self._shown = slots, positions
 
     def update(
@@ -329,7 +329,7 @@ class PagedCache:
         self._first = self._known = np.zeros(0, np.int32)
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s position[i]."""
+        """Say where the next step writes: its token i is slot[i]'s position[i]."""
         needed = np.zeros(len(self._counts), np.int64)
         slots, pages = slot.numpy(), position.numpy() // self._page
         np.maximum.at(needed, slots, pages + 1)
@@ -344,7 +344,7 @@ class PagedCache:
         self._counts[slot] = max(self._counts[slot], count)
 
     def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        """Begin a step of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
         self.begin(slot, position)
         self._first = np.concatenate([[0], slot.bincount().cumsum(0).numpy()]).astype(np.int32)
         self._known = position.numpy()[self._first[:-1]].astype(np.int32)
@@ -356,7 +356,7 @@ class PagedCache:
             self._pool = _zeros(shape, key)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store a pass's keys and values, [N, K, D]."""
+        """Store a step's keys and values, [N, K, D]."""
         self._have_pool(key)
         self._pool[self._pages, layer, 0, :, self._offsets] = key
         self._pool[self._pages, layer, 1, :, self._offsets] = value

@@ -44,7 +44,7 @@ def logits_of(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
 def fp32_logits(model: Any, **inputs: Any) -> tuple[torch.Tensor, Any]:
     """Call a model; return its logits in fp32 [B, T, V], and what else it gave.
 
-    Where the architecture does more behind its output layer than `plain_head` allows, logits have
+    Where the architecture does more after its output layer than `plain_head` allows, logits have
     the model's own precision.
     """
     if model.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""Whether a place can take what a run will write there."""
+"""Whether a folder can take what a run will write there."""
 
 import json
 import shutil

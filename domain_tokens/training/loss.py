@@ -120,7 +120,7 @@ def evaluate_loss(
 
     eval_bits_per_byte leaves out EOS and whatever the injector replaces or would replace, with what
     shares a token with it in either arm (the space in ` 6*9`), so that both arms are measured on
-    the same bytes; eval_eligible_bits_per_byte is of just those places, where a fact token stands
+    the same bytes; eval_eligible_bits_per_byte is of just those matches, where a fact token stands
     for many spellings, and no verdict may rest on it.
     """
     if not examples:

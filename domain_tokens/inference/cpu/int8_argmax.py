@@ -3,8 +3,8 @@
 The output layer of a small model is a fifth to a third of its arithmetic, and greedy decoding wants
 one number of its 50,000. A product of small integers takes less than half as long and says how far
 off it can be; only tokens that may be the largest are multiplied exactly. Both factors are turned
-by one random rotation first, so that no place is much larger than the others (QuaRot, Ashkboos et
-al. 2024). N rows, V tokens, W width.
+by one random rotation first, so that no component is much larger than the others (QuaRot, Ashkboos
+et al. 2024). N rows, V tokens, W width.
 """
 
 import warnings

@@ -3,7 +3,7 @@
 For attention torch makes a small matrix product for every slot and head, which takes several times
 as long as reading the cache; here a page is read once for all queries that share its head. Norms
 and rotations of a few dozen tokens are too small for torch's operations. G queries share a head of
-the cache, L places, D size of a head, N tokens, W width, V tokens of the vocabulary.
+the cache, L positions, D size of a head, N tokens, W width, V tokens of the vocabulary.
 """
 
 import sys
@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 config: Any = numba.config
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-PAGE = 32  # places; of 16, reading them took a quarter longer
+PAGE = 32  # positions; of 16, reading them took a quarter longer
 LINE = 16  # numbers that come from memory at once
 STRETCH = 1024  # tokens of the vocabulary that are looked at together
 LOG2_E = np.float32(1.4426950408889634)
@@ -41,7 +41,7 @@ def use_threads(count: int) -> None:
 
 
 def _ask(typing: Any, block: Any, row: Any, column: Any) -> Any:
-    """Ask memory for the line of block [R, C] that holds a place, to the second cache.
+    """Ask memory for the line of block [R, C] that holds a number, to the second cache.
 
     A processor foresees what is read in a row, but not where the next page of a slot lies. Asked
     into its first cache, it would wait for the few lines that may be under way there.
@@ -91,7 +91,7 @@ _compiled = numba.njit(fastmath=True, error_model="numpy", cache=CACHE, inline="
 
 @_compiled
 def _score(queries, block, scores, at, count, following):
-    """Write products of queries [G, D] with `count` places of block [PAGE, D] to scores[:, at:].
+    """Write products of queries [G, D] with `count` positions of block [PAGE, D] to scores[:, at:].
 
     following: the block that will be read next.
     """
@@ -108,7 +108,7 @@ def _score(queries, block, scores, at, count, following):
 
 @_compiled
 def _add(sums, block, shares, at, count, following):
-    """Add `count` places of block [PAGE, D] to sums [G, D], by their shares in shares[:, at:]."""
+    """Add `count` positions of block [PAGE, D] to sums [G, D], by their shares[:, at:]."""
     size = sums.shape[1]
     four = count // 4 * 4
     for j in range(0, four, 4):  # four at once: sums are read and written a quarter as often

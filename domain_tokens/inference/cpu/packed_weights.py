@@ -1,6 +1,6 @@
 """Linear layers with weights in oneDNN's own layout, while a model only reads, on a CPU.
 
-torch gives fp32 products to MKL, which rearranges the weights anew for each of them; for the few
+torch gives fp32 products to MKL, which rearranges the weights again for each of them; for the few
 dozen rows of a decoding step that takes as long as the product. oneDNN takes weights that were
 rearranged once; torch's compiler calls the same two operations when it freezes a graph.
 """
