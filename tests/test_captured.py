@@ -57,12 +57,12 @@ def test_captured_passes_write_the_same(model, capture, size, sampling):
             model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=size, sampling=sampling
         )
 
-    wanted = run()
+    expected = run()
     capture()
-    assert run() == wanted
+    assert run() == expected
     assert 1 <= Again.recorded <= 3  # slots 9, 4 and 1
     once = Again.recorded
-    assert run() == wanted
+    assert run() == expected
     assert Again.recorded == once  # they are kept for the next call
 
 
@@ -74,26 +74,26 @@ def test_filling_behind_the_last_position_is_harmless(model, capture):
     def run():
         return generate(model, prompts, eos_id=-1, max_new_tokens=30, batch_size=2)
 
-    wanted = run()
+    expected = run()
     capture()
-    assert run() == wanted
-    assert [r.stop for r in wanted] == ["context", "length"]
+    assert run() == expected
+    assert [r.stop for r in expected] == ["context", "length"]
 
 
 def test_graphs_are_kept_with_the_model_and_no_longer(model, capture):
     capture()
-    wanted = {"slots": 2, "capacity": 20, "context": 256}
-    first = cuda_graphs.runner_of(model, **wanted)
+    sizes = {"slots": 2, "capacity": 20, "context": 256}
+    first = cuda_graphs.runner_of(model, **sizes)
     assert first.capacity == 256
     assert cuda_graphs.runner_of(model, slots=1, capacity=256, context=256) is first
     for more in ({"slots": 3}, {"capacity": 257}, {"context": 255}):
-        before = cuda_graphs.runner_of(model, **wanted)
-        assert cuda_graphs.runner_of(model, **(wanted | more)) is not before
-    last = cuda_graphs.runner_of(model, **wanted)
+        before = cuda_graphs.runner_of(model, **sizes)
+        assert cuda_graphs.runner_of(model, **(sizes | more)) is not before
+    last = cuda_graphs.runner_of(model, **sizes)
     with torch.no_grad():  # weights that lie elsewhere: a replay would read the old ones
         weight = model.get_output_embeddings().weight
         weight.data = weight.data.clone()
-    assert cuda_graphs.runner_of(model, **wanted) is not last
+    assert cuda_graphs.runner_of(model, **sizes) is not last
 
 
 def test_a_model_is_not_kept_alive_by_its_graphs(capture, monkeypatch):
@@ -114,16 +114,16 @@ def test_a_model_is_not_kept_alive_by_its_graphs(capture, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graphs_write_the_same(model, monkeypatch):
     model = model.cuda()
-    passes = []
+    steps = []
     call = CudaGraphRunner.__call__
     monkeypatch.setattr(
-        CudaGraphRunner, "__call__", lambda self, *args: passes.append(1) or call(self, *args)
+        CudaGraphRunner, "__call__", lambda self, *args: steps.append(1) or call(self, *args)
     )
 
     def run():
         return generate(model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=4)
 
-    found = run()
-    assert passes
+    graphed = run()
+    assert steps
     monkeypatch.setattr(PackedForward, "capturable", property(lambda self: False))
-    assert run() == found
+    assert run() == graphed

@@ -24,7 +24,7 @@ def test_what_followed_the_same_words_is_drafted():
 
 def test_the_longest_and_newest_match_decides():
     row = PromptLookup([7, 1, 2, 30, 1, 2, 40, 7, 1, 2])
-    assert row.draft(1) == [30]  # behind 7 1 2; behind 1 2 alone it would be 40
+    assert row.draft(1) == [30]  # after 7 1 2; after 1 2 alone it would be 40
     assert PromptLookup([1, 2, 30, 1, 2, 40, 1, 2]).draft(1) == [40]
 
 

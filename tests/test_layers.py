@@ -1,4 +1,4 @@
-"""The house has doors: outsiders use what a room's `__init__` names, and nothing behind it."""
+"""The house has doors: outsiders use what a room's `__init__` names, and nothing else of it."""
 
 import ast
 import importlib
@@ -32,8 +32,8 @@ def test_other_rooms_are_entered_by_their_door(file):
     own = file.relative_to(PACKAGE).parts[0] if file.is_relative_to(PACKAGE) else None
     for module, name in imports(file):
         parts = module.split(".")
-        behind = len(parts) > 2 and parts[1] in ROOMS and parts[1] != own
-        assert not behind, f"{module}.{name}: wanted `from domain_tokens.{parts[1]} import {name}`"
+        inside = len(parts) > 2 and parts[1] in ROOMS and parts[1] != own
+        assert not inside, f"{module}.{name}: wanted `from domain_tokens.{parts[1]} import {name}`"
         if len(parts) == 2 and parts[1] in ROOMS:
             assert parts[1] != own, f"{name}: within a room modules import each other directly"
             assert name in importlib.import_module(module).__all__
@@ -63,8 +63,8 @@ def test_a_proof_reads_no_rule_from_what_it_proves(proof):
         file = waiting.pop()
         files.add(file)
         near = {m for m, _ in imports(file) if m.startswith("domain_tokens.checkpoints.")}
-        found = [room / f"{module.rpartition('.')[2]}.py" for module in near]
-        waiting += [file for file in found if file not in files and file.name != "folder.py"]
+        neighbours = [room / f"{module.rpartition('.')[2]}.py" for module in near]
+        waiting += [file for file in neighbours if file not in files and file.name != "folder.py"]
     names = {file.stem for file in files}
     assert not names & {"base", "gguf", "nanogpt", "fact_rows"}, names
     for file in files - {room / "hashes.py"}:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain_tokens.inference.cpu.int8_argmax import (
-    HIDDEN_MOST,
-    WEIGHT_MOST,
+    HIDDEN_MAX,
+    WEIGHT_MAX,
     Int8Argmax,
     _packed,
     _rounded,
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.skipif(not int8_available(), reason="torch without FBGE
 def assert_largest(hidden, weight):
     """A found token's exact logit is the largest, but for what fp32 cannot tell apart."""
     logits = hidden.double() @ weight.double().t()
-    found = Int8Argmax(weight)(hidden)
-    short = logits.amax(1) - logits.gather(1, found[:, None])[:, 0]
+    tokens = Int8Argmax(weight)(hidden)
+    short = logits.amax(1) - logits.gather(1, tokens[:, None])[:, 0]
     scale = hidden.double().norm(dim=1) * weight.double().norm(dim=1).max()
     assert (short <= 1e-6 * scale).all()
-    return found
+    return tokens
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,10 +54,10 @@ def test_whole_numbers_alone_would_name_other_tokens():
     weight = torch.randn(64, generator=noise) + 1e-3 * torch.randn(3000, 64, generator=noise)
     hidden = torch.randn(40, 64, generator=noise)
     screen = Int8Argmax(weight)
-    rounded, _ = _rounded(hidden @ screen._rotation, HIDDEN_MOST)
+    rounded, _ = _rounded(hidden @ screen._rotation, HIDDEN_MAX)
     near = screen._near(rounded)
-    found = assert_largest(hidden, weight)
-    assert (near.argmax(1) != found).float().mean() > 0.5
+    tokens = assert_largest(hidden, weight)
+    assert (near.argmax(1) != tokens).float().mean() > 0.5
 
 
 def test_of_equal_logits_the_first_token_is_named():
@@ -78,11 +78,11 @@ def test_extreme_integers_do_not_overflow():
     hidden[1] = -1
     screen = Int8Argmax(weight)
     screen._rotation = torch.eye(512)
-    whole = weight.sign().mul(WEIGHT_MOST).to(torch.int8)
+    whole = weight.sign().mul(WEIGHT_MAX).to(torch.int8)
     screen._packed = _packed(whole, torch.ones(3))
-    near = screen._near(hidden * HIDDEN_MOST)
-    most = 512 * HIDDEN_MOST * WEIGHT_MOST
-    assert near.tolist() == [[most, -most, most], [-most, most, -most]]
+    near = screen._near(hidden * HIDDEN_MAX)
+    largest = 512 * HIDDEN_MAX * WEIGHT_MAX
+    assert near.tolist() == [[largest, -largest, largest], [-largest, largest, -largest]]
 
 
 @pytest.mark.parametrize("which", ["gpt2", "llama"])
@@ -92,17 +92,17 @@ def test_a_model_that_only_writes_greedily_has_no_packed_output_layer(which, tin
     output = model.get_output_embeddings()
     hidden = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        wanted = output(hidden)
+        expected = output(hidden)
         with prepacked(model):
             layer = vars(output)["forward"]
             assert isinstance(layer, _Output)
-            assert most_likely(output, hidden).tolist() == wanted.argmax(1).tolist()
+            assert most_likely(output, hidden).tolist() == expected.argmax(1).tolist()
             assert layer._packed is None
-            torch.testing.assert_close(output(hidden), wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(output(hidden), expected, atol=1e-5, rtol=1e-5)
             assert layer._packed is not None
         assert "forward" not in vars(output)
-        assert most_likely(output, hidden).tolist() == wanted.argmax(1).tolist()
-        assert torch.equal(output(hidden), wanted)
+        assert most_likely(output, hidden).tolist() == expected.argmax(1).tolist()
+        assert torch.equal(output(hidden), expected)
 
 
 def test_a_screen_is_made_anew_after_training(tiny_model):
@@ -111,7 +111,7 @@ def test_a_screen_is_made_anew_after_training(tiny_model):
     hidden = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(3))
     for _ in range(2):
         with torch.inference_mode(), prepacked(tiny_model):
-            found = most_likely(output, hidden)
-        assert found.tolist() == (hidden @ output.weight.t()).argmax(1).tolist()
+            tokens = most_likely(output, hidden)
+        assert tokens.tolist() == (hidden @ output.weight.t()).argmax(1).tolist()
         with torch.no_grad():
             output.weight.copy_(output.weight.flip(0))

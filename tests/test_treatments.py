@@ -53,14 +53,14 @@ def plain(tokenizer):
 
 
 def treating(plain, treatment):
-    """The renderer of another arm; making one anew reads the whole vocabulary again."""
+    """The renderer of another arm; a new one reads the whole vocabulary again."""
     other = copy.copy(plain)
     other._responses = dataclasses.replace(plain._responses, treatment=treatment)
     return other
 
 
 def written(treatment, text, key=""):
-    """A text with the names of rows in it, from the places that a treatment gives."""
+    """A text with the names of rows in it, from the rows that a treatment gives."""
     pieces, cursor = [], 0
     for row in treatment.write(text, find_facts(text), key=key).rows:
         pieces += [text[cursor : row.start], row.token]
@@ -363,9 +363,9 @@ def test_occurrences_of_something_else_are_refused():
 
 
 def test_occurrences_are_those_of_the_injector():
-    found = count_occurrences(["6*9=54; 9 × 6", "2*3", "`2*3`"])
-    assert {fact: n for fact, n in found.items() if n} == {F: 2, "<MUL_2_3_6>": 1}
-    assert list(found) == list(FACTS)
+    counts = count_occurrences(["6*9=54; 9 × 6", "2*3", "`2*3`"])
+    assert {fact: n for fact, n in counts.items() if n} == {F: 2, "<MUL_2_3_6>": 1}
+    assert list(counts) == list(FACTS)
 
 
 # Merges
@@ -479,15 +479,15 @@ def test_the_audit_counts_what_an_epoch_reads_and_learns(tokenizer):
     audit = load_script("scripts/audit_injection.py")
     chat = (("user", "q"), ("assistant", "It is 6*9=54; so 2*3."))
     rows = [Conversation(str(number), chat, "x") for number in range(3)]
-    found = audit.count_tokens(rows, tokenizer, NAMES, "weak")
-    plain = found["baseline"]
+    counted = audit.count_tokens(rows, tokenizer, NAMES, "weak")
+    plain = counted["baseline"]
     change = {
         name: (
             counts["tokens"] - plain["tokens"],
             counts["supervised_tokens"] - plain["supervised_tokens"],
             counts["places"],
         )
-        for name, counts in found.items()
+        for name, counts in counted.items()
         if name not in ("mixed", "matched_merges")
     }
     # ` 6*9=54` has five tokens and ` 2*3` three; a token in their place leaves the space alone.

@@ -30,7 +30,7 @@ def stream_of(key: tuple[int, ...]) -> int:
 
 
 def noise_keys(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return the keys [N] of draws: streams [N] of rows, and each one's position in its response."""
+    """Return the keys [N] of draws: streams [N] of rows, and each one's position in its row."""
     return _mixed(streams + positions * _signed(POSITION_STEP))
 
 

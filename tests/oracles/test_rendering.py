@@ -87,13 +87,13 @@ def prompt_of(messages):
 
 def check_example(renderer, messages, *, inject=False, max_length=LONG):
     expected = render(messages, inject=inject, max_length=max_length)
-    found = renderer.example("1", messages, max_length=max_length)
+    example = renderer.example("1", messages, max_length=max_length)
     if expected is None:
-        assert isinstance(found, str)
+        assert isinstance(example, str)
         return
-    assert not isinstance(found, str), found
-    assert found.input_ids.tolist() == expected[0]
-    assert (np.asarray(found.token_roles) > 0).astype(int).tolist() == expected[1]
+    assert not isinstance(example, str), example
+    assert example.input_ids.tolist() == expected[0]
+    assert (np.asarray(example.token_roles) > 0).astype(int).tolist() == expected[1]
 
 
 def check_prompt(renderer, messages, forced_start=""):
@@ -210,10 +210,10 @@ class Changed:
         self._prompt = prompt or (lambda p: p)
 
     def example(self, id, messages, *, max_length):
-        found = self._renderer.example(id, self._messages(messages), max_length=max_length)
-        if isinstance(found, str) or self._ids is None:
-            return found
-        ids, kinds = self._ids(list(found.input_ids), list(found.token_roles))
+        rendered = self._renderer.example(id, self._messages(messages), max_length=max_length)
+        if isinstance(rendered, str) or self._ids is None:
+            return rendered
+        ids, kinds = self._ids(list(rendered.input_ids), list(rendered.token_roles))
         return SimpleNamespace(input_ids=np.array(ids), token_roles=np.array(kinds))
 
     def prompt(self, messages, *, forced_start=""):
