@@ -36,7 +36,7 @@ def test_nothing_is_drafted_without_a_match_or_room():
 
 
 @given(TOKENS, st.integers(0, 9), st.lists(st.integers(0, MAX_DRAFT_TOKENS), max_size=5))
-def test_a_draft_stands_in_the_row_behind_what_the_row_ends_in(tokens, max_tokens, outcomes):
+def test_a_draft_stands_in_the_row_after_what_the_row_ends_in(tokens, max_tokens, outcomes):
     row = PromptLookup(tokens)
     for right in outcomes:
         row.adapt(drafted=max(right, 1), accepted=right)

@@ -1,4 +1,4 @@
-"""Passes of fixed shapes, replayed: they write what passes of any shape write."""
+"""Decoding steps of fixed shapes, replayed: they write what steps of any shape write."""
 
 import gc
 import weakref
@@ -51,7 +51,7 @@ def capture(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 9])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "drawn"])
-def test_captured_passes_write_the_same(model, capture, size, sampling):
+def test_replayed_steps_write_the_same(model, capture, size, sampling):
     def run():
         return generate(
             model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=size, sampling=sampling
@@ -66,8 +66,8 @@ def test_captured_passes_write_the_same(model, capture, size, sampling):
     assert Again.recorded == once  # they are kept for the next call
 
 
-def test_filling_behind_the_last_position_is_harmless(model, capture):
-    """A row in its last place is filled with tokens that GPT-2 has no position for."""
+def test_filling_after_the_last_position_is_harmless(model, capture):
+    """A row at its last position is filled with tokens that GPT-2 has no position for."""
     context = model.config.max_position_embeddings
     prompts = [[(7 * i) % 11 + 100 for i in range(context - 6)], [5, 6, 7]]
 

@@ -105,7 +105,7 @@ def test_a_model_that_only_writes_greedily_has_no_packed_output_layer(which, tin
         assert torch.equal(output(hidden), expected)
 
 
-def test_a_screen_is_made_anew_after_training(tiny_model):
+def test_integers_are_made_again_after_training(tiny_model):
     """Validation decodes with weights that the next steps change."""
     output = tiny_model.eval().get_output_embeddings()
     hidden = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,7 @@ from domain_tokens.modeling.packed_attention import attend_within_documents
 from tests.conftest import plant, tiny_llama
 
 LENGTHS = [5, 1, 9]
-STARTS = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
+CU_SEQLENS = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -18,7 +18,7 @@ def model(request, tiny_model):
 
 
 def within_documents(layer, query, key, value, scaling):
-    return attend_within_documents(query, key, value, STARTS, max(LENGTHS), scaling)
+    return attend_within_documents(query, key, value, CU_SEQLENS, max(LENGTHS), scaling)
 
 
 def read(model, ids, dtype=torch.float32):
