@@ -136,12 +136,12 @@ def examples_like(kind: str, count: int, *, tiny: bool) -> list[Any]:
     examples = []
     for number, size in enumerate(lengths_like(kind, count, tiny=tiny)):
         prompt = int(size * (0.38 if kind == "gsm8k" else 0.2))
-        kinds = [PROMPT] * prompt + [TEXT] * (size - prompt - 1) + [END]
+        roles = [PROMPT] * prompt + [TEXT] * (size - prompt - 1) + [END]
         ids = chooser.integers(0, 50000, size).astype(np.int32)
         part = {"facts": 0, "text_bytes": 4 * int(size), "match_bytes": 0, "truncated": False}
-        kind_array = np.array(kinds, dtype=np.uint8)
+        role_array = np.array(roles, dtype=np.uint8)
         examples.append(
-            Example(id=f"{kind}-{number}", input_ids=ids, token_roles=kind_array, **part)
+            Example(id=f"{kind}-{number}", input_ids=ids, token_roles=role_array, **part)
         )
     return examples
 

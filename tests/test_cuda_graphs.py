@@ -42,7 +42,7 @@ def model(request, tiny_model):
 def capture(monkeypatch):
     def start():
         plant(monkeypatch, "domain_tokens.inference.cuda_graphs._Graphs", Again)
-        monkeypatch.setattr(PackedForward, "capturable", property(lambda self: True))
+        monkeypatch.setattr(PackedForward, "supports_cuda_graphs", property(lambda self: True))
         monkeypatch.setattr(cuda_graphs, "_KEPT", WeakKeyDictionary())
         Again.recorded = 0
 
@@ -125,5 +125,5 @@ def test_cuda_graphs_write_the_same(model, monkeypatch):
 
     graphed = run()
     assert steps
-    monkeypatch.setattr(PackedForward, "capturable", property(lambda self: False))
+    monkeypatch.setattr(PackedForward, "supports_cuda_graphs", property(lambda self: False))
     assert run() == graphed

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not int8_available(), reason="torch without FBGE
 
 
 def assert_largest(hidden, weight):
-    """A found token's exact logit is the largest, but for what fp32 cannot tell apart."""
+    """The exact logit of a chosen token is the largest, but for what fp32 cannot tell apart."""
     logits = hidden.double() @ weight.double().t()
     tokens = Int8Argmax(weight)(hidden)
     short = logits.amax(1) - logits.gather(1, tokens[:, None])[:, 0]
@@ -38,8 +38,8 @@ def assert_largest(hidden, weight):
     outlier=st.sampled_from([1.0, 300.0]),
     seed=st.integers(0, 99),
 )
-def test_what_is_found_is_the_largest(rows, tokens, width, spread, outlier, seed):
-    """Also where all tokens are nearly alike, and where one place is much larger than others."""
+def test_what_is_chosen_is_the_largest(rows, tokens, width, spread, outlier, seed):
+    """Also where all tokens are nearly alike, and where one component is much the largest."""
     noise = torch.Generator().manual_seed(seed)
     one = torch.randn(width, generator=noise)
     weight = one + spread * torch.randn(tokens, width, generator=noise)
@@ -49,15 +49,15 @@ def test_what_is_found_is_the_largest(rows, tokens, width, spread, outlier, seed
 
 
 def test_whole_numbers_alone_would_name_other_tokens():
-    """Rows that differ by less than a step of the integers: the screen must look at many."""
+    """Rows that differ by less than a step of the integers: many must be looked at exactly."""
     noise = torch.Generator().manual_seed(0)
     weight = torch.randn(64, generator=noise) + 1e-3 * torch.randn(3000, 64, generator=noise)
     hidden = torch.randn(40, 64, generator=noise)
-    screen = Int8Argmax(weight)
-    rounded, _ = _rounded(hidden @ screen._rotation, HIDDEN_MAX)
-    near = screen._near(rounded)
+    argmax = Int8Argmax(weight)
+    rounded, _ = _rounded(hidden @ argmax._rotation, HIDDEN_MAX)
+    approximate = argmax._approximate_logits(rounded)
     tokens = assert_largest(hidden, weight)
-    assert (near.argmax(1) != tokens).float().mean() > 0.5
+    assert (approximate.argmax(1) != tokens).float().mean() > 0.5
 
 
 def test_of_equal_logits_the_first_token_is_named():
@@ -76,13 +76,13 @@ def test_extreme_integers_do_not_overflow():
     weight[2] = 0.999
     hidden = torch.ones(2, 512)
     hidden[1] = -1
-    screen = Int8Argmax(weight)
-    screen._rotation = torch.eye(512)
+    argmax = Int8Argmax(weight)
+    argmax._rotation = torch.eye(512)
     whole = weight.sign().mul(WEIGHT_MAX).to(torch.int8)
-    screen._packed = _packed(whole, torch.ones(3))
-    near = screen._near(hidden * HIDDEN_MAX)
+    argmax._packed = _packed(whole, torch.ones(3))
+    approximate = argmax._approximate_logits(hidden * HIDDEN_MAX)
     largest = 512 * HIDDEN_MAX * WEIGHT_MAX
-    assert near.tolist() == [[largest, -largest, largest], [-largest, largest, -largest]]
+    assert approximate.tolist() == [[largest, -largest, largest], [-largest, largest, -largest]]
 
 
 @pytest.mark.parametrize("which", ["gpt2", "llama"])

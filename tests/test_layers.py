@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 
@@ -94,3 +95,34 @@ def test_what_is_too_long_is_seen():
     body = "\n".join(["    x = 1"] * 60)
     assert list(too_long(f"def long():\n{body}\n")) == [("long", 61)]
     assert not list(too_long(f"class Fine:\n{body}\n"))
+
+
+# Names that say nothing of what they hold, and words that plain English has better ones for.
+NAMELESS = set("found wanted most one other two three place places starts anew behind mend".split())
+WORDS = re.compile(
+    r"\b(mend(s|ed|ing)?|anew|behind|beside(?!\"))\b"
+)  # a key of results is "beside"
+
+
+def nameless(text):
+    """Yield every identifier that the house does without, and `longest` as a parameter."""
+    for node in ast.walk(ast.parse(text)):
+        name = next(
+            (getattr(node, f) for f in ("id", "arg", "attr", "name") if hasattr(node, f)), ""
+        )
+        if name in NAMELESS or (isinstance(node, ast.arg) and name == "longest"):
+            yield name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_name_says_what_it_holds(file):
+    text = file.read_text(encoding="utf-8")
+    assert not list(nameless(text))
+    assert not WORDS.search(text)
+
+
+def test_a_name_that_says_nothing_is_seen():
+    text = "found = 1\ndef f(starts, *, longest): return g(wanted=x.places)\nlongest = 2\n"
+    assert sorted(nameless(text)) == ["found", "longest", "places", "starts", "wanted"]
+    assert WORDS.search("what is behind it")
+    assert not WORDS.search('row["beside"]')

@@ -74,7 +74,7 @@ def conversation_of(row: dict, number: int, label: str) -> Conversation:
             f"`messages` is {kind_of(messages)}; wanted a list of {{role, content}}"
             f"{what_is_there(row)}",
         )
-    pairs = tuple(_turn(message, place) for place, message in enumerate(messages, start=1))
+    pairs = tuple(_turn(message, at) for at, message in enumerate(messages, start=1))
     source = label if row.get("source") is None else _text(row, "source")
     return Conversation(_example_id(row, pairs), pairs, source, number)
 

@@ -235,6 +235,6 @@ def _hub_answers() -> bool:
         return False
     try:
         reply = get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # the HTTP library behind the session, and so the class, varies by version
+    except Exception:  # the session's HTTP library, and so the class, varies by version
         return False
     return reply.status_code < 500

@@ -53,7 +53,7 @@ def choose_backend(
     greedy = sampling.greedy and not constrained
     if forward is None:
         return FallbackBackend(model, RowCache(model, slots, capacity), greedy=greedy)
-    if forward.capturable and not constrained:
+    if forward.supports_cuda_graphs and not constrained:
         runner = runner_of(model, slots=slots, capacity=capacity, context=context)
         return CudaGraphBackend(forward, runner, sampling)
     if (model.device.type, model.dtype) == ("cpu", torch.float32):

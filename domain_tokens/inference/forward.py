@@ -87,14 +87,14 @@ class PackedForward:
             yield from (self.outputs(part) for part in hidden.split(rows))
 
     @property
-    def capturable(self) -> bool:
+    def supports_cuda_graphs(self) -> bool:
         """Whether `hidden` may be recorded as a CUDA graph: nothing in it waits for the GPU."""
         rotary = getattr(getattr(self._model, "model", None), "rotary_emb", None)
         looks = getattr(rotary, "rope_type", "default") in {"dynamic", "longrope"}  # at lengths
         return self.device.type == "cuda" and self._body is not None and not looks
 
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Return the hidden states [N, W] before the output layer, of a capturable model."""
+        """Return the hidden states [N, W] before the output layer, if CUDA graphs are supported."""
         assert self._body is not None
         return self._body(self._model, ids, positions, attend, None)
 

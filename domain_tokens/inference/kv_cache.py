@@ -215,8 +215,7 @@ class SlotCache:
             known = (position + 1).int()
             self._plan = SlotLengths(plan.cu_seqlens_q, plan.cu_seqlens_k, known, 1)
         else:
-            hidden = plan.seen > position[:, None, None, None]
-            bias = slot_bias(hidden, self._dtype, self._shared)
+            bias = slot_bias(plan.seen > position[:, None, None, None], self._dtype, self._shared)
             whole = slice(0, slots)
             self._plan = [SlotGroup(whole, whole, plan.first, plan.offset, bias)]
 
@@ -248,10 +247,9 @@ class SlotCache:
         keys, values = self._layers[layer]
         plan = self._plan
         if isinstance(plan, SlotLengths):
-            flat = (x.view(-1, *x.shape[2:]) for x in (keys, values))
             return flash_varlen(
                 query,
-                *flat,
+                *(x.view(-1, *x.shape[2:]) for x in (keys, values)),
                 cu_seqlens_q=plan.cu_seqlens_q,
                 cu_seqlens_k=plan.cu_seqlens_k,
                 max_seqlen_q=plan.max_seqlen_q,

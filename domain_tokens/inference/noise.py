@@ -72,7 +72,7 @@ def _loop() -> Any:
     from domain_tokens.inference.cpu.kernels import CACHE
 
     step, first, second = np.uint64(STEP), np.uint64(FIRST), np.uint64(SECOND)
-    one, twelve = np.uint64(1), np.uint64(12)
+    lowest_bit, twelve = np.uint64(1), np.uint64(12)
     a, b, c = np.uint64(30), np.uint64(27), np.uint64(31)
     smallest, largest = np.float32(SMALLEST), np.float32(LARGEST)
 
@@ -88,7 +88,7 @@ def _loop() -> Any:
                 x ^= x >> b
                 x *= second
                 x ^= x >> c
-                value = np.float32((x >> twelve) | one) * smallest
+                value = np.float32((x >> twelve) | lowest_bit) * smallest
                 out[row, token] = min(value, largest)
 
     return fill

@@ -84,9 +84,9 @@ def examples(count):
         ids = [*chooser.integers(1, VOCABULARY, size=int(chooser.integers(6, 40))).tolist(), 0]
         example = make_example(ids)
         if number % 2:
-            kinds = example.token_roles.copy()
-            kinds[4 : len(ids) // 2 + 2] = 0
-            example = dataclasses.replace(example, token_roles=kinds)
+            roles = example.token_roles.copy()
+            roles[4 : len(ids) // 2 + 2] = 0
+            example = dataclasses.replace(example, token_roles=roles)
         made.append(example)
     return made
 

@@ -67,7 +67,7 @@ class Int8Argmax:
         for start in range(0, len(hidden), ROWS):
             part = slice(start, start + ROWS)
             largest_logits(
-                self._near(rounded[part]).numpy(),
+                self._approximate_logits(rounded[part]).numpy(),
                 (off[part].numpy(), length[part].numpy(), scale[part].numpy()),
                 (self._length, self._error),
                 (hidden[part].numpy(), self._weight),
@@ -75,7 +75,7 @@ class Int8Argmax:
             )
         return torch.from_numpy(tokens)
 
-    def _near(self, rounded: torch.Tensor) -> torch.Tensor:
+    def _approximate_logits(self, rounded: torch.Tensor) -> torch.Tensor:
         """Return nearly the logits [N, V], in units of the scale of each row of `_rounded`."""
         # This factor becomes quint8, with HIDDEN_MOST + 1 for zero.
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(

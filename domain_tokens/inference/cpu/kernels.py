@@ -286,27 +286,27 @@ def _product(a, b):
 
 
 @numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
-def largest_logits(near, rows, tokens, factors, out):
+def largest_logits(approximate, rows, tokens, factors, out):
     """Write to out [N] the first of the largest logits' tokens, from logits that are nearly right.
 
-    near: [N, V], logits in units of each row's scale. A logit is at most its near one plus off *
-    length + size * error, with rows: off, size and scale, [N] each, the first two in units of the
-    third; tokens: length and error, [V] each. factors: hidden [N, W] and weight [V, W], whose
+    approximate: [N, V], logits in units of each row's scale. A logit is at most its approximation +
+    off * length + size * error, with rows: off, size and scale, [N] each, the first two in units of
+    the third; tokens: length and error, [V] each. factors: hidden [N, W] and weight [V, W], whose
     products are the logits. All fp32.
     """
     off, size, scale = rows
     length, error = tokens
     hidden, weight = factors
-    count = near.shape[1]
-    for n in numba.prange(len(near)):
-        best, max_logit = 0, near[n, 0]
+    count = approximate.shape[1]
+    for n in numba.prange(len(approximate)):
+        best, max_logit = 0, approximate[n, 0]
         for start in range(0, count, STRETCH):
             end = min(start + STRETCH, count)
-            here = _max(near[n, start:end])
+            here = _max(approximate[n, start:end])
             if here > max_logit:
                 max_logit = here
                 for v in range(start, end):
-                    if near[n, v] == here:
+                    if approximate[n, v] == here:
                         best = v
                         break
         max_logit = _product(hidden[n], weight[best])
@@ -314,11 +314,11 @@ def largest_logits(near, rows, tokens, factors, out):
             end = min(start + STRETCH, count)
             enough = max_logit / scale[n]
             parts = length[start:end], error[start:end]
-            above = _max_above(near[n, start:end], off[n], parts[0], size[n], parts[1])
+            above = _max_above(approximate[n, start:end], off[n], parts[0], size[n], parts[1])
             if above < enough:
                 continue
             for v in range(start, end):
-                if near[n, v] + off[n] * length[v] + size[n] * error[v] >= enough:
+                if approximate[n, v] + off[n] * length[v] + size[n] * error[v] >= enough:
                     logit = _product(hidden[n], weight[v])
                     if logit > max_logit or (logit == max_logit and v < best):
                         best, max_logit = v, logit
