@@ -77,7 +77,7 @@ class Int8Argmax:
 
     def _approximate_logits(self, rounded: torch.Tensor) -> torch.Tensor:
         """Return nearly the logits [N, V], in units of the scale of each row of `_rounded`."""
-        # This factor becomes quint8, with HIDDEN_MOST + 1 for zero.
+        # This factor becomes quint8, with HIDDEN_MAX + 1 for zero.
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rounded, 1.0, HIDDEN_MAX + 1, self._packed
         )
