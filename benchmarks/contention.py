@@ -156,7 +156,7 @@ def measure(
 
 def table(times: Times) -> str:
     """Return medians and their ratios: next to others by alone, and alone by alone before."""
-    middle = {key: statistics.median(found) for key, found in times.items()}
+    middle = {key: statistics.median(taken) for key, taken in times.items()}
     lines = [
         "| workload | threads | alone, s | next to a busy process | two at once, by one after the "
         "other | alone, by before |",
@@ -207,8 +207,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.output_path:
         about: dict[str, Any] = {"load_before": busy, "rounds": args.rounds, "limit": args.limit}
         about |= {"environment": run_environment("cpu", "float32"), "code": code_identity()}
-        found = {" / ".join(key): value for key, value in times.items()}
-        write_json(Path(args.output_path), {"seconds": found, **about})
+        seconds = {" / ".join(key): value for key, value in times.items()}
+        write_json(Path(args.output_path), {"seconds": seconds, **about})
     return 0
 
 

@@ -142,21 +142,21 @@ def run(peer: str, job: Job, args: argparse.Namespace, work: Path) -> dict[str, 
     return json.loads((work / "result.json").read_text(encoding="utf-8"))
 
 
-def table(found: dict[str, list[dict]]) -> str:
+def table(measured: dict[str, list[dict]]) -> str:
     """Return medians, ratios and how many responses equal the first peer's, as Markdown."""
-    first = next(iter(found))
+    first = next(iter(measured))
     lines = [
         f"| peer | useful tokens/s | ours is | peak memory, GB | equal to {first} |",
         "|---|---|---|---|---|",
     ]
-    reference = found[first][0]["responses"]
-    for peer, rows in found.items():
+    reference = measured[first][0]["responses"]
+    for peer, rows in measured.items():
         speed = statistics.median(row["tokens_per_second"] for row in rows)
         memory = [row["peak_memory_bytes"] for row in rows if row["peak_memory_bytes"] is not None]
         gigabytes = f"{statistics.median(memory) / 1e9:.2f}" if memory else ""
         ratios = [
             mine["tokens_per_second"] / row["tokens_per_second"]
-            for mine, row in zip(found.get("ours", []), rows, strict=False)
+            for mine, row in zip(measured.get("ours", []), rows, strict=False)
         ]
         ratio = f"{statistics.median(ratios):.2f} ×" if ratios else ""
         pairs = zip(rows[0]["responses"], reference, strict=True)
@@ -168,21 +168,21 @@ def table(found: dict[str, list[dict]]) -> str:
 
 def rounds(job: Job, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Return each peer's measurements, by turns; one that fails is told and left out."""
-    found: dict[str, list[dict]] = {peer: [] for peer in args.peers}
+    measured: dict[str, list[dict]] = {peer: [] for peer in args.peers}
     with tempfile.TemporaryDirectory() as work:
         for number in range(args.repeats):
             for peer in args.peers:
-                if peer not in found or (peer in args.once and number):
+                if peer not in measured or (peer in args.once and number):
                     continue
                 try:
-                    found[peer].append(run(peer, job, args, Path(work)))
+                    measured[peer].append(run(peer, job, args, Path(work)))
                 except (OSError, UserError, subprocess.CalledProcessError) as error:
                     said = getattr(error, "stderr", None) or str(error)
                     print(f"{peer} failed: {said[-2000:].strip()}", file=sys.stderr)
-                    del found[peer]
+                    del measured[peer]
                     continue
-                print(f"{peer}: {found[peer][-1]['tokens_per_second']:.1f} tokens/s", flush=True)
-    return found
+                print(f"{peer}: {measured[peer][-1]['tokens_per_second']:.1f} tokens/s", flush=True)
+    return measured
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,10 +206,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.converted_dir:
         Path(args.converted_dir).mkdir(parents=True, exist_ok=True)
     job = render(args)
-    found = rounds(job, args)
-    if not found:
+    measured = rounds(job, args)
+    if not measured:
         return 1
-    print(table(found))
+    print(table(measured))
     if args.output_path:
         settings = {
             k: v for k, v in asdict(job).items() if k not in ("model", "converted", "prompts")
@@ -219,10 +219,10 @@ def main(argv: list[str] | None = None) -> int:
             "environment": run_environment(job.device, job.dtype),
             "code": code_identity(),
         }
-        kept = {p: [{**r, "responses": None} for r in rows] for p, rows in found.items()}
+        kept = {p: [{**r, "responses": None} for r in rows] for p, rows in measured.items()}
         what = {name: peer.what for name, peer in PEERS.items()}
-        write_json(Path(args.output_path), {"found": kept, "peers": what, **about})
-    return 0 if set(args.peers) == set(found) else 1
+        write_json(Path(args.output_path), {"measured": kept, "peers": what, **about})
+    return 0 if set(args.peers) == set(measured) else 1
 
 
 if __name__ == "__main__":

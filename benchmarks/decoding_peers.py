@@ -105,7 +105,7 @@ def hf(batch: int) -> Callable[[Job], Decode]:
 
         def decode(prompts: list[list[int]], new: int) -> list[list[int]]:
             order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-            found: dict[int, list[int]] = {}
+            responses: dict[int, list[int]] = {}
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
                 width = max(len(prompts[i]) for i in chosen)
@@ -119,8 +119,8 @@ def hf(batch: int) -> Callable[[Job], Decode]:
                     eos_token_id=eos,
                     pad_token_id=eos,
                 )
-                found.update(zip(chosen, written[:, width:].tolist(), strict=True))
-            return [found[i] for i in range(len(prompts))]
+                responses.update(zip(chosen, written[:, width:].tolist(), strict=True))
+            return [responses[i] for i in range(len(prompts))]
 
         return decode
 
@@ -363,8 +363,8 @@ def main(argv: list[str] | None = None) -> int:
     if not peer.library():
         print(peer.missing(), file=sys.stderr)
         return 3
-    found = measure(peer, Job(**json.loads(Path(job).read_text(encoding="utf-8"))))
-    Path(result).write_text(json.dumps(found), encoding="utf-8")
+    measured = measure(peer, Job(**json.loads(Path(job).read_text(encoding="utf-8"))))
+    Path(result).write_text(json.dumps(measured), encoding="utf-8")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Show that a log-probability given the gold rationale measures copying, and so no endpoint.
 
 Asked three times: of the gold solution, of one whose last number was replaced by a wrong one in the
-rationale and in the answer, and of the right answer behind that spoiled rationale. A model that
+rationale and in the answer, and of the right answer after that spoiled rationale. A model that
 reasons prefers the right answer; one that copies prefers whatever number stood there last.
 """
 

@@ -44,15 +44,15 @@ def synchronize() -> None:
 
 def seconds_of(run: Callable[[], Any], rounds: int, *, warm: int = 1) -> list[float]:
     """Return the seconds of each of some rounds after a few that warm up."""
-    found = []
+    seconds = []
     for number in range(warm + rounds):
         synchronize()
         start = time.perf_counter()
         run()
         synchronize()
         if number >= warm:
-            found.append(time.perf_counter() - start)
-    return found
+            seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def reset_memory() -> None:
@@ -95,7 +95,9 @@ class Sizes:
             shape = (2, 64, 4) if self.tiny else (4, 256, 4) if small else (12, 768, 12)
             names: Any = dict(zip(("n_layer", "n_embd", "n_head"), shape, strict=True))
             model: Any = GPT2LMHeadModel(GPT2Config(**names, vocab_size=50349))
-            with torch.no_grad():  # what is written depends on the place: drafts are seldom right
+            with (
+                torch.no_grad()
+            ):  # what is written depends on the position: drafts are seldom right
                 model.transformer.wpe.weight *= 15
                 model.transformer.ln_f.weight *= 6
         else:
@@ -121,9 +123,9 @@ class Sizes:
 def lengths_like(kind: str, count: int, *, tiny: bool) -> np.ndarray:
     """Return lengths of rows: of GSM8K (mean 156, at most 439) or of Tulu-3 (mean 390, cut)."""
     chooser = np.random.default_rng(7)
-    mean, spread, most = (156, 0.42, 439) if kind == "gsm8k" else (390, 0.8, 512)
+    mean, spread, max_length = (156, 0.42, 439) if kind == "gsm8k" else (390, 0.8, 512)
     drawn = np.exp(chooser.normal(np.log(mean) - spread**2 / 2, spread, count))
-    return np.clip(drawn, 24, most).astype(int) // (6 if tiny else 1)
+    return np.clip(drawn, 24, max_length).astype(int) // (6 if tiny else 1)
 
 
 def examples_like(kind: str, count: int, *, tiny: bool) -> list[Any]:
@@ -131,15 +133,17 @@ def examples_like(kind: str, count: int, *, tiny: bool) -> list[Any]:
     from domain_tokens.prompts import END, PROMPT, TEXT, Example
 
     chooser = np.random.default_rng(8)
-    found = []
+    examples = []
     for number, size in enumerate(lengths_like(kind, count, tiny=tiny)):
         prompt = int(size * (0.38 if kind == "gsm8k" else 0.2))
-        kinds = [PROMPT] * prompt + [TEXT] * (size - prompt - 1) + [END]
+        roles = [PROMPT] * prompt + [TEXT] * (size - prompt - 1) + [END]
         ids = chooser.integers(0, 50000, size).astype(np.int32)
         part = {"facts": 0, "text_bytes": 4 * int(size), "match_bytes": 0, "truncated": False}
-        kind_array = np.array(kinds, dtype=np.uint8)
-        found.append(Example(id=f"{kind}-{number}", input_ids=ids, token_roles=kind_array, **part))
-    return found
+        role_array = np.array(roles, dtype=np.uint8)
+        examples.append(
+            Example(id=f"{kind}-{number}", input_ids=ids, token_roles=role_array, **part)
+        )
+    return examples
 
 
 def settings_for(rows: int, *overrides: str) -> Any:
@@ -271,21 +275,21 @@ def training(sizes: Sizes) -> None:
         own = OwnSteps(sizes, examples)
         took = [x / 4 for x in seconds_of(lambda o=own: [o() for _ in range(4)], sizes.rounds)]
         flops = training_flops(own.model, examples, own.plan)
-        found = [(f"own step, {len(own.items)} micro-batch(es)", took, memory())]
+        timed = [(f"own step, {len(own.items)} micro-batch(es)", took, memory())]
         del own
         reset_memory()
         attempt(
             f"{kind}: train()",
-            lambda e=examples, f=found: f.append(
+            lambda e=examples, f=timed: f.append(
                 ("the project's train() on Trainer", [trainer_step(sizes, e)], memory())
             ),
         )
         reset_memory()
         seed = SeedRecipe(sizes, examples)
-        found.append(("the seed's recipe", seconds_of(seed, sizes.rounds), memory()))
+        timed.append(("the seed's recipe", seconds_of(seed, sizes.rounds), memory()))
         del seed
         tokens = sum(len(e.input_ids) for e in examples)
-        for name, took, used in found:
+        for name, took, used in timed:
             middle = statistics.median(took)
             share = f"{flops / middle / peak:.1%}" if peak else "-"
             rate = f"{tokens / middle:,.0f}"
@@ -327,9 +331,9 @@ def eos_of_half(responses: list[Any], new: int) -> int:
     """Return the token that, as EOS, would end these responses at half their length on average."""
     counts: dict[int, list[int]] = {}
     for response in responses:
-        for place, token in enumerate(response.token_ids):
+        for position, token in enumerate(response.token_ids):
             seen = counts.setdefault(token, [])
-            seen.append(place)
+            seen.append(position)
     best, gap = -1, float("inf")
     for token, _ in sorted(counts.items(), key=lambda item: -len(item[1]))[:200]:
         ids = [r.token_ids for r in responses]
@@ -341,7 +345,7 @@ def eos_of_half(responses: list[Any], new: int) -> int:
 
 
 def decoding(sizes: Sizes) -> None:
-    """Time greedy and sampled decoding, with and without EOS, beside HF generate."""
+    """Time greedy and sampled decoding, with and without EOS, next to HF generate."""
     from domain_tokens.inference import GREEDY, Sampling, generate
 
     prompts = prompts_like_gsm8k(sizes.prompts, tiny=sizes.tiny)
@@ -394,24 +398,24 @@ def correctness(sizes: Sizes) -> None:
 
     def ids(model: Any, size: int, sampling: Sampling = GREEDY) -> list[list[int]]:
         options: dict[str, Any] = {"eos_id": -1, "max_new_tokens": min(48, sizes.new)}
-        found = generate(model, prompts, batch_size=size, sampling=sampling, **options)
-        return [r.token_ids for r in found]
+        responses = generate(model, prompts, batch_size=size, sampling=sampling, **options)
+        return [r.token_ids for r in responses]
 
-    def equal(name: str, one: list[list[int]], two: list[list[int]]) -> None:
-        row(name, sum(a == b for a, b in zip(one, two, strict=True)), len(one))
+    def equal(name: str, got: list[list[int]], expected: list[list[int]]) -> None:
+        row(name, sum(a == b for a, b in zip(got, expected, strict=True)), len(got))
 
     drawn = Sampling(1.0, seed=3)
     on_cpu = sizes.model(small=True).eval()
-    wanted, wanted_drawn = ids(on_cpu, 1), ids(on_cpu, 16, drawn)
+    expected, expected_drawn = ids(on_cpu, 1), ids(on_cpu, 16, drawn)
     on_gpu = sizes.model(small=True).to(sizes.device).eval()
     for size in (1, 7, 48):
-        equal(f"fp32 greedy: device in {size} slots, CPU in 1", ids(on_gpu, size), wanted)
-    equal("fp32 sampled: device in 16 slots, CPU in 16", ids(on_gpu, 16, drawn), wanted_drawn)
+        equal(f"fp32 greedy: device in {size} slots, CPU in 1", ids(on_gpu, size), expected)
+    equal("fp32 sampled: device in 16 slots, CPU in 16", ids(on_gpu, 16, drawn), expected_drawn)
     half = sizes.model(small=True, dtype=sizes.dtype).to(sizes.device).eval()
     first = ids(half, 48)
     equal(f"{sizes.dtype} greedy: device in 48 slots, in 48 again", ids(half, 48), first)
     equal(f"{sizes.dtype} greedy: device in 48 slots, in 1", ids(half, 1), first)
-    equal(f"{sizes.dtype} greedy: device in 48 slots, fp32 on the CPU", first, wanted)
+    equal(f"{sizes.dtype} greedy: device in 48 slots, fp32 on the CPU", first, expected)
     full = sizes.model(dtype=sizes.dtype).to(sizes.device).eval()
     first = ids(full, 48)
     equal(f"{sizes.dtype} greedy, whole model: in 48 slots, in 5", ids(full, 5), first)
@@ -428,29 +432,31 @@ def scoring(sizes: Sizes) -> None:
     many = [[chooser.integers(0, 50000, 1 + i % 2).tolist() for i in range(36)] for _ in few]
     half = sizes.model(dtype=sizes.dtype).to(sizes.device).eval()
     row("scoring", "continuations", "seconds", "continuations/s", "prompt tokens/s", "memory")
-    for name, given, wanted in (
+    for name, given, continuations in (
         ("one continuation each", prompts, single),
         ("36 continuations of 405 prompts (A1)", few, many),
     ):
         reset_memory()
         took = statistics.median(
-            seconds_of(lambda g=given, w=wanted: continuation_log_probs(half, g, w), sizes.rounds)
+            seconds_of(
+                lambda g=given, w=continuations: continuation_log_probs(half, g, w), sizes.rounds
+            )
         )
-        count = sum(map(len, wanted))
+        count = sum(map(len, continuations))
         rate = f"{sum(map(len, given)) / took:,.0f}"
         row(name, count, f"{took:.3f}", f"{count / took:,.0f}", rate, memory())
     n = sizes.compared
     exact = sizes.model().eval()
     values = {}
-    for name, given, wanted in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
-        values["CPU fp32", name] = continuation_log_probs(exact, given, wanted)
-        values["device bf16", name] = continuation_log_probs(half, given, wanted)
+    for name, given, continuations in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
+        values["CPU fp32", name] = continuation_log_probs(exact, given, continuations)
+        values["device bf16", name] = continuation_log_probs(half, given, continuations)
     exact = exact.to(sizes.device)
-    for name, given, wanted in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
-        values["device fp32", name] = continuation_log_probs(exact, given, wanted)
+    for name, given, continuations in (("one", prompts[:n], single[:n]), ("36", few[:n], many[:n])):
+        values["device fp32", name] = continuation_log_probs(exact, given, continuations)
     row("difference from CPU fp32", "continuations", "max |difference|", "mean", "mean |log p|")
-    for (kind, name), found in values.items():
-        flat = np.concatenate([np.array(x) for x in found])
+    for (kind, name), scores in values.items():
+        flat = np.concatenate([np.array(x) for x in scores])
         right = np.concatenate([np.array(x) for x in values["CPU fp32", name]])
         gap = abs(flat - right)
         mean = f"{gap.mean():.2e}"
@@ -467,11 +473,11 @@ def profiled(name: str, run: Callable[[], Any], *, units: int, unit: str) -> Non
     if torch.cuda.is_available():
         kinds.append(ProfilerActivity.CUDA)
     start = time.perf_counter()
-    with profile(activities=kinds) as found:
+    with profile(activities=kinds) as profiler:
         run()
         synchronize()
     took = time.perf_counter() - start
-    events: list[Any] = list(found.key_averages())
+    events: list[Any] = list(profiler.key_averages())
     on_device = [e for e in events if str(e.device_type).endswith("CUDA")]
     busy = sum(e.self_device_time_total for e in on_device) / 1e3
     print(f"\n## {name}: {1e3 * took:.1f} ms profiled, device busy {busy:.1f} ms, {units} {unit}")

@@ -88,14 +88,14 @@ def main(argv: list[str] | None = None) -> int:
         references[kind] = (outcome(folder), seconds)
     for number in range(args.kills):
         kind = kinds[number % 2]
-        wanted, seconds = references[kind]
+        expected, seconds = references[kind]
         folder = work / f"kill_{number}"
         shutil.rmtree(folder, ignore_errors=True)
         command, after = kind(demo, folder), chooser.uniform(0.2, 1.0) * seconds
         killed = kill_once(command, after)
         left = len(list(folder.rglob("*"))) if folder.exists() else 0
         finish([*command, "--resume"])
-        same = outcome(folder) == wanted
+        same = outcome(folder) == expected
         equal += same
         what = f"killed after {after:.1f} s ({left} files)" if killed else "had already ended"
         print(f"{kind.__name__}: {what}, {'equal' if same else 'DIFFERS'}", flush=True)

@@ -37,9 +37,9 @@ def theirs(subject: "LoadedCheckpoint", data: Path, *, batch_size: int) -> list[
         device="cpu",
         dtype="float32",
     )
-    found: Any = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)
+    results: Any = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)
     rows: dict[int, dict[str, Any]] = {}
-    for sample in found["samples"][task["task"]]:
+    for sample in results["samples"][task["task"]]:
         row = rows.setdefault(sample["doc_id"], {"response": sample["resps"][0][0]})
         name = FILTERS[sample["filter"]]
         row[name] = bool(sample["exact_match"])
@@ -74,10 +74,10 @@ def ours(
     return rows
 
 
-def compare(one: list[dict], other: list[dict], ids: list[str]) -> dict[str, Any]:
+def compare(our_rows: list[dict], their_rows: list[dict], ids: list[str]) -> dict[str, Any]:
     """Return shares of agreement, and every item on which the two differ with what each read."""
     differing = []
-    for item, a, b in zip(ids, one, other, strict=True):
+    for item, a, b in zip(ids, our_rows, their_rows, strict=True):
         for name in ("response", "strict", "flexible"):
             if a[name] != b[name]:
                 reads = {
@@ -87,12 +87,12 @@ def compare(one: list[dict], other: list[dict], ids: list[str]) -> dict[str, Any
                 differing.append({"id": item, "what": name, **reads, "response": a["response"]})
     total = len(ids)
     same = {
-        name: sum(a[name] == b[name] for a, b in zip(one, other, strict=True)) / total
+        name: sum(a[name] == b[name] for a, b in zip(our_rows, their_rows, strict=True)) / total
         for name in ("response", "strict", "flexible")
     }
     accuracy = {
         who: {name: sum(r[name] for r in rows) / total for name in ("strict", "flexible")}
-        for who, rows in (("ours", one), ("theirs", other))
+        for who, rows in (("ours", our_rows), ("theirs", their_rows))
     }
     return {"items": total, "same": same, "accuracy": accuracy, "differing": differing}
 
@@ -123,11 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     rows = [{"question": p.question, "answer": p.answer} for p in loaded.items]
     write_text(subset, "".join(f"{json.dumps(row)}\n" for row in rows))
     try:
-        other = theirs(subject, subset, batch_size=args.batch_size)
+        their_rows = theirs(subject, subset, batch_size=args.batch_size)
     finally:
         subset.unlink()
-    one = ours(subject, loaded.items, batch_size=args.batch_size)
-    report = compare(one, other, [problem.id for problem in loaded.items])
+    our_rows = ours(subject, loaded.items, batch_size=args.batch_size)
+    report = compare(our_rows, their_rows, [problem.id for problem in loaded.items])
     for name, share in report["same"].items():
         print(f"{name:<9} equal in {share:.1%} of {report['items']} items")
     print(f"accuracy {report['accuracy']}")

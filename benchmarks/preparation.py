@@ -67,8 +67,8 @@ def ours(args: argparse.Namespace, file: Path) -> int:
 
     renderer = Renderer(load_tokenizer(Path(args.model_path)), treatment=FACT_TOKENS)
     identity = source_identity(str(file), split="train")
-    found = prepare_examples(load, renderer, max_length=MAX_LENGTH, identity=identity)
-    return len(found.train)
+    prepared = prepare_examples(load, renderer, max_length=MAX_LENGTH, identity=identity)
+    return len(prepared.train)
 
 
 def decontaminate(args: argparse.Namespace, file: Path) -> int:
@@ -79,9 +79,9 @@ def decontaminate(args: argparse.Namespace, file: Path) -> int:
     test = load_problems(args.test, split="test", limit=None, subset_seed=42)
     start = time.perf_counter()
     finder = Decontaminator([problem.question for problem in test.items])
-    found = sum(find_repeat(finder, row) is not None for row in rows)
+    repeats = sum(find_repeat(finder, row) is not None for row in rows)
     seconds = time.perf_counter() - start
-    print(f"{len(rows)} rows × {len(test.items)} questions: {seconds:.1f} s, {found} repeats")
+    print(f"{len(rows)} rows × {len(test.items)} questions: {seconds:.1f} s, {repeats} repeats")
     return len(rows)
 
 
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         file = enlarge(Path(args.data), args.rows[0], Path(args.work_dir))
         print("RESULT " + json.dumps(measure(args, args.way, file)))
         return 0
-    found = []
+    results = []
     print("| way | rows | seconds | rows/s | peak memory, GB |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for rows in args.rows:
@@ -155,10 +155,10 @@ def main(argv: list[str] | None = None) -> int:
                     return 1
                 for line in lines:
                     if line.startswith("RESULT "):
-                        found.append({"way": way, **json.loads(line.removeprefix("RESULT "))})
+                        results.append({"way": way, **json.loads(line.removeprefix("RESULT "))})
                     elif "repeats" in line:
                         print(line)
-                row = found[-1]
+                row = results[-1]
                 print(
                     f"| {way} | {rows:,} | {row['seconds']:.1f} | {rows / row['seconds']:,.0f} | "
                     f"{row['peak_memory_bytes'] / 1e9:.1f} |",
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
     if args.output_path:
         about = {"environment": run_environment("cpu", "-"), "code": code_identity()}
-        write_json(Path(args.output_path), {"found": found, **about})
+        write_json(Path(args.output_path), {"found": results, **about})
     return 0
 
 

@@ -128,16 +128,16 @@ def cell(
     uses = units(model)
     hits: dict[str, list[float]] = {}
 
-    def count(**found: float) -> None:
-        for name, value in found.items():
+    def count(**halves: float) -> None:
+        for name, value in halves.items():
             hits.setdefault(name, []).append(value)
 
     for number in range(studies):
         treated = pool[rng.integers(len(pool), size=seeds)]
         d, signs, two_arms, truth = study(model, uses, treated, rng)
         means = np.array([half_means(x, s) for x, s in zip(d, signs, strict=True)])
-        found, other = run_means_t(means), run_means_t(two_arms)
-        low, high = found.interval(1 - ALPHA) or (0.0, 0.0)
+        halves, arms = run_means_t(means), run_means_t(two_arms)
+        low, high = halves.interval(1 - ALPHA) or (0.0, 0.0)
         noise = RunNoise(float(means.var(ddof=1)) / 2, seeds - 1.0)
         planted = detectable_effect(noise.difference(seeds), AIM)
         # What a new study of this kind finds of what this one prints.
@@ -145,12 +145,12 @@ def cell(
         later = [half_means(x, s) for x, s in zip(again, signs_again, strict=True)]
         p = run_means_t(np.array(later) + planted).p()
         count(
-            estimate=found.mean,
-            se=found.se,
-            two_arm_se=other.se,
+            estimate=halves.mean,
+            se=halves.se,
+            two_arm_se=arms.se,
             truth=truth,
-            t=(found.p() or 0.0) < ALPHA,
-            two_arm_t=(other.p() or 0.0) < ALPHA,
+            t=(halves.p() or 0.0) < ALPHA,
+            two_arm_t=(arms.p() or 0.0) < ALPHA,
             covers=low <= truth <= high,
             printed=(p or 0.0) < ALPHA / 2,
         )
@@ -172,14 +172,14 @@ def simulate(studies: int, seed: int) -> Iterator[dict[str, Any]]:
 def shift_moves(seed: int) -> float:
     """Return the largest change of an estimate that a shift of 3 SD of one half makes."""
     pool = redrawn_halves(OCCURRENCES, draw_half, count=50, seed=seed)
-    found = []
+    estimates = []
     for shift in (0.0, 3 * RUN_SD):
         rng, model = np.random.default_rng(seed), Model("shift", direct=0.5, shift=shift)
         for number in range(100):
             treated = pool[[number % 50, (number + 7) % 50, (number + 19) % 50]]
             d, signs, _, _ = study(model, units(model), treated, rng)
-            found.append(np.mean([half_means(x, s) for x, s in zip(d, signs, strict=True)]))
-    return float(np.abs(np.subtract(found[:100], found[100:])).max())
+            estimates.append(np.mean([half_means(x, s) for x, s in zip(d, signs, strict=True)]))
+    return float(np.abs(np.subtract(estimates[:100], estimates[100:])).max())
 
 
 def table(rows: Sequence[dict[str, Any]], studies: int) -> str:

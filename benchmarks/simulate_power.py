@@ -30,7 +30,7 @@ REST_SD = 0.15  # item × run, one arm: K = 16 samples of a probability of 0.6 v
 PILOT_RUNS = 10
 ALPHA, POWER = 0.05, 0.8
 AIM = Aim(ALPHA, POWER, comparisons=2)
-MOST_SEEDS = 60  # where more were needed, the margin is not tried
+MAX_SEEDS = 60  # where more were needed, the margin is not tried
 
 
 def runs(rng: np.random.Generator, count: int, items: int, *, run_sd: float) -> np.ndarray:
@@ -75,10 +75,10 @@ def power_cell(
         ):
             hits[name].append(called(arms, detectable_effect(error, AIM)))
         if seeds == 5:
-            needed = seeds_needed(pilot, expected, AIM, items=item[0], most=MOST_SEEDS)
+            needed = seeds_needed(pilot, expected, AIM, items=item[0], max_seeds=MAX_SEEDS)
             if needed is not None:
                 hits["margin"].append(called(study(rng, needed, items, **noise), expected))
-    return {name: float(np.mean(found)) for name, found in hits.items() if found}
+    return {name: float(np.mean(values)) for name, values in hits.items() if values}
 
 
 def _expected(items: int, *, run_sd: float, item_arm_sd: float) -> float:
@@ -126,11 +126,11 @@ def family(studies: int, seed: int) -> Iterator[dict[str, Any]]:
         for _ in range(studies):
             means = rng.normal(0, 1, (2, 5))
             means[0] += effect / 5**0.5
-            found = [run_means_t(m) for m in means]
-            p = [estimate.p() or 0.0 for estimate in found]
+            estimates = [run_means_t(m) for m in means]
+            p = [estimate.p() or 0.0 for estimate in estimates]
             levels, adjusted = holm_levels(p, ALPHA), holm(p)
             claims = [a < ALPHA for a in adjusted]
-            for estimate, level, claim in zip(found, levels, claims, strict=True):
+            for estimate, level, claim in zip(estimates, levels, claims, strict=True):
                 low, high = estimate.interval(1 - level) or (0, 0)
                 parted += claim == (low <= 0 <= high)
             false += claims[1] or (effect == 0 and claims[0])

@@ -116,15 +116,15 @@ def null_cell(
             hits.setdefault("mcnemar", []).append(mcnemar_exact(b, c) < LEVEL)
         if seeds == 1:
             continue
-        found = run_means_t(d.mean(axis=1)) if census else crossed_t(d)
-        p, interval = found.p(), found.interval(1 - LEVEL)
+        estimate = run_means_t(d.mean(axis=1)) if census else crossed_t(d)
+        p, interval = estimate.p(), estimate.interval(1 - LEVEL)
         hits.setdefault("t", []).append(p is not None and p < LEVEL)
         hits.setdefault("covered", []).append(
             interval is None or interval[0] <= 0 <= interval[1]  # None: nothing is claimed
         )
         p = permutation_of_runs(d.mean(axis=1))
         hits.setdefault("permutation", []).append(p < LEVEL)
-    return {name: float(np.mean(found)) for name, found in hits.items()}
+    return {name: float(np.mean(estimate)) for name, estimate in hits.items()}
 
 
 def simulate(

@@ -31,13 +31,13 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     """Call everything by turns; return the seconds of each call."""
     scripts = sorted(str(path) for folder in FOLDERS for path in Path(folder).glob("*.py"))
     calls = {**{script: [script, "--help"] for script in scripts}, **PEERS}
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(args.repeats + 1):
         for name, words in calls.items():
             taken = seconds(words)
             if number:
-                found[name].append(taken)
-    return found
+                times[name].append(taken)
+    return times
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--output-path", metavar="FILE", help="write all measurements as JSON")
     args = parser.parse_args(argv)
-    found = measure(args)
+    times = measure(args)
     print("| call | median, s | longest, s |\n|---|---|---|")
-    for name, taken in sorted(found.items(), key=lambda item: statistics.median(item[1])):
+    for name, taken in sorted(times.items(), key=lambda item: statistics.median(item[1])):
         what = name if name in PEERS else f"{name} --help"
         print(f"| {what} | {statistics.median(taken):.2f} | {max(taken):.2f} |")
     if args.output_path:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             "environment": run_environment("cpu", "float32"),
             "code": code_identity(),
         }
-        write_json(Path(args.output_path), {"found": found, **about})
+        write_json(Path(args.output_path), {"found": times, **about})
     return 0
 
 

@@ -259,21 +259,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, list[dict]]) -> str:
+def table(results: dict[str, list[dict]]) -> str:
     """Return medians and ratios as a Markdown table."""
 
     def median(peer: str, key: str) -> float:
-        values = [row[key] for row in found[peer] if row[key] is not None]
+        values = [row[key] for row in results[peer] if row[key] is not None]
         return statistics.median(values) if values else float("nan")
 
     lines = [
         "| peer | real tokens/s | ours is | useful share of peak | peak memory, GB |",
         "|---|---|---|---|---|",
     ]
-    for peer in found:
+    for peer in results:
         ratios = [
             mine["tokens_per_second"] / row["tokens_per_second"]
-            for mine, row in zip(found.get("ours", []), found[peer], strict=False)
+            for mine, row in zip(results.get("ours", []), results[peer], strict=False)
         ]
         ratio = f"{statistics.median(ratios):.2f} ×" if ratios else ""
         lines.append(
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.peer:
         print("RESULT " + json.dumps(measure(args)))
         return 0
-    found: dict[str, list[dict]] = {peer: [] for peer in args.peers}
+    results: dict[str, list[dict]] = {peer: [] for peer in args.peers}
     for _ in range(args.repeats):
         for peer in args.peers:
             done = subprocess.run(
@@ -310,12 +310,12 @@ def main(argv: list[str] | None = None) -> int:
             if not lines:
                 print(f"{peer} failed: {done.stderr[-2000:]}", file=sys.stderr)
                 return 1
-            found[peer].append(json.loads(lines[0].removeprefix("RESULT ")))
-            print(f"{peer}: {found[peer][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
-    print(table(found))
+            results[peer].append(json.loads(lines[0].removeprefix("RESULT ")))
+            print(f"{peer}: {results[peer][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
+    print(table(results))
     if args.output_path:
         about = {"environment": run_environment(*_device()), "code": code_identity()}
-        write_json(Path(args.output_path), {"found": found, "peers": PEERS, **about})
+        write_json(Path(args.output_path), {"found": results, "peers": PEERS, **about})
     return 0
 
 

@@ -93,8 +93,8 @@ def gold(solution: str) -> Gold:
     if not readable or len(readable) < len(matches):
         raise ValueError(_no_gold(solution, "a solution with `#### n`, n in digits"))
     golds = [Gold(_number(match), _as_written(match)) for match in readable]
-    if len({one.number for one in golds}) > 1:
-        several = " and ".join(f"#### {one.text}" for one in golds)
+    if len({each.number for each in golds}) > 1:
+        several = " and ".join(f"#### {each.text}" for each in golds)
         raise ValueError(f"got {several}, wanted one answer; fix that row of the data")
     return golds[0]
 
@@ -228,9 +228,9 @@ def _decimal(digits: str) -> Decimal:
     return Decimal(re.sub(r"[^0-9.]", "", digits))
 
 
-def _no_gold(got: object, wanted: str) -> str:
+def _no_gold(got: object, expected: str) -> str:
     shown = repr(got) if len(repr(got)) <= 80 else f"…{repr(got)[-80:]}"
-    return f"no gold number: got {shown}, wanted {wanted}; fix that row of the data"
+    return f"no gold number: got {shown}, wanted {expected}; fix that row of the data"
 
 
 def gold_number(value: str | int | Decimal) -> Decimal:

@@ -39,7 +39,7 @@ _NUMBER_NEXT = re.compile(
 _CALCULATED = re.compile(rf"{_SPACES}>>{_SPACES}([0-9]++)(?!\.[0-9])")
 _WHOLE = re.compile(rf"{_SPACES}([0-9]++)")
 
-# What may touch a bare a*b on its right. `*` needs an operand behind it, or it ends an emphasis.
+# What may touch a bare a*b on its right. `*` needs an operand after it, or it ends an emphasis.
 _TOUCHES = rf"""\Z|\s|[)\]}}>|]|<(?!{_FACT[1:]})|\$(?![\^0-9])|["'”’»](?!{_DIGIT})
     |[,;:?](?!{_DIGIT})|\.(?!\w|{_FACT})"""
 _TOUCHES_PRODUCT = re.compile(
@@ -117,7 +117,7 @@ _NAMED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One place in a text that a fact token may replace: characters start to end, a <= b.
+    """One match in a text, which a fact token may replace: characters start to end, a <= b.
 
     `form` tells a bare `a*b` (expression) from a whole `a*b=c` (equation).
     """
@@ -136,12 +136,12 @@ class Fact:
 
 
 def find_facts(text: str, *, mode: Mode = "weak") -> list[Fact]:
-    """Find the places where a token may stand without changing any surrounding value.
+    """Find the matches that a token may replace without changing any surrounding value.
 
     They do not overlap and come in order of position. `weak` takes bare products too, `strict`
     only those with a right `=c`. Takes linear time. Raises ValueError for another mode.
     """
-    return [found for _, found in _candidates(text, mode) if isinstance(found, Fact)]
+    return [fact for _, fact in _candidates(text, mode) if isinstance(fact, Fact)]
 
 
 def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]:
@@ -150,9 +150,9 @@ def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]
     Raises ValueError for an unknown mode.
     """
     return [
-        (*match.span(), found)
-        for match, found in _candidates(text, mode)
-        if not isinstance(found, Fact)
+        (*match.span(), reason)
+        for match, reason in _candidates(text, mode)
+        if not isinstance(reason, Fact)
     ]
 
 
@@ -171,14 +171,14 @@ def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | s
         if nearest < len(code) and code[nearest][0] < match.end():
             yield match, "in code"
             continue
-        found = _judge(text, match, mode)
-        if isinstance(found, Fact):
-            position = found.end
-        yield match, found
+        judged = _judge(text, match, mode)
+        if isinstance(judged, Fact):
+            position = judged.end
+        yield match, judged
 
 
 def inject(text: str, *, mode: Mode = "weak") -> str:
-    """Return the text with a token at every place that find_facts gives.
+    """Return the text with a token for every match that find_facts gives.
 
     Raises ValueError for an unknown mode.
     """
@@ -199,7 +199,7 @@ def stands_right(before: str, token: str, after: str) -> bool:
     """Return whether a written fact token is right where it stands between two texts.
 
     It is where the injector itself would put it: written out, as `a*b=c` or as `a*b`, it is found
-    there and substituting it keeps the value of the arithmetic around; a calculator's result behind
+    there and substituting it keeps the value of the arithmetic around; a calculator's result after
     it (`>>54`) has to be its product.
     """
     equation = expand(token)

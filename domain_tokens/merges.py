@@ -25,14 +25,16 @@ def choose_merges(
     order of their frequency, and what is equal goes by the alphabet. length: tokens of a text. Of
     very long data the first million words are read. Facts for which nothing is left have no row.
     """
-    counts, found = _count_sequences(texts, mode)
+    counts, fact_counts = _count_sequences(texts, mode)
     by_count: dict[int, list[str]] = defaultdict(list)
     for sequence, count in counts.items():
         by_count[count].append(sequence)
     chosen: dict[str, str] = {}
     treated = set(facts)
-    for fact in sorted(treated & found.keys(), key=lambda f: (-found[f], FACTS.index(f))):
-        merge = _most_alike(fact, found[fact], by_count, list(chosen.values()), length)
+    for fact in sorted(
+        treated & fact_counts.keys(), key=lambda f: (-fact_counts[f], FACTS.index(f))
+    ):
+        merge = _most_alike(fact, fact_counts[fact], by_count, list(chosen.values()), length)
         if merge is not None:
             chosen[fact] = merge
     return tuple((fact, chosen[fact]) for fact in FACTS if fact in chosen)
@@ -41,19 +43,19 @@ def choose_merges(
 def _count_sequences(texts: Iterable[str], mode: Mode) -> tuple[Counter[str], Counter[str]]:
     """Count word sequences, and facts, in the first million words."""
     counts: Counter[str] = Counter()
-    found: Counter[str] = Counter()
+    fact_counts: Counter[str] = Counter()
     words_read = 0
     for text in texts:
         if words_read > MERGE_WORDS:
             break
-        found.update(match.token for match in find_facts(text, mode=mode))
+        fact_counts.update(match.token for match in find_facts(text, mode=mode))
         for run in _WORDS.finditer(text):
             words = run[0].split(" ")[1:]
             words_read += len(words)
             for size in MERGE_LENGTHS:
                 ends = range(size, len(words) + 1)
                 counts.update(" " + " ".join(words[end - size : end]) for end in ends)
-    return counts, found
+    return counts, fact_counts
 
 
 def _most_alike(
@@ -66,12 +68,12 @@ def _most_alike(
     """Return the sequence that is most like a fact and overlaps none that is chosen."""
     tokens = length(expand(fact))
     best, least = None, math.inf
-    for other in sorted(by_count, key=lambda c: (abs(math.log(c / count)), c)):
-        ratio = abs(math.log(other / count))
+    for near_count in sorted(by_count, key=lambda c: (abs(math.log(c / count)), c)):
+        ratio = abs(math.log(near_count / count))
         if ratio >= least:
             break
-        by_count[other].sort()
-        for sequence in by_count[other]:
+        by_count[near_count].sort()
+        for sequence in by_count[near_count]:
             cost = ratio + abs(length(sequence) - tokens) / tokens
             taken = sequence in chosen or cost >= least
             if not taken and not any(_may_overlap(sequence, c) for c in (*chosen, sequence)):
@@ -81,10 +83,10 @@ def _most_alike(
     return best
 
 
-def _may_overlap(one: str, other: str) -> bool:
+def _may_overlap(first: str, second: str) -> bool:
     """Tell whether two word sequences (or two copies of one) can share words in a text."""
-    a, b = one.split(" ")[1:], other.split(" ")[1:]
+    a, b = first.split(" ")[1:], second.split(" ")[1:]
     ends = any(
         a[-size:] == b[:size] or b[-size:] == a[:size] for size in range(1, min(len(a), len(b)))
     )
-    return ends or (a != b and (f"{one} " in f"{other} " or f"{other} " in f"{one} "))
+    return ends or (a != b and (f"{first} " in f"{second} " or f"{second} " in f"{first} "))

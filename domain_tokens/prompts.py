@@ -1,4 +1,4 @@
-"""Messages to token ids and loss mask: the only place where a conversation becomes tokens."""
+"""Messages to token ids and loss mask: only here does a conversation become tokens."""
 
 import copy
 import json
@@ -118,9 +118,9 @@ class Renderer:
 
     def with_all_loss(self) -> "Renderer":
         """Return this renderer without spans that carry no loss, to measure what was learned."""
-        other = copy.copy(self)
-        other._responses = replace(self._responses, masks=False)
-        return other
+        renderer = copy.copy(self)
+        renderer._responses = replace(self._responses, masks=False)
+        return renderer
 
     def prompt(self, messages: Sequence[Message], *, forced_start: str = "") -> list[int]:
         """Return the ids that end at `Assistant:`, followed by forced_start where one is given.
@@ -149,7 +149,7 @@ class Renderer:
         A trailing user turn is cut. A conversation of more than max_length tokens keeps its whole
         leading exchanges; whether one fits is decided on the longer of its plain form and that with
         every fact a token, so that all arms decide alike. A treatment whose form is longer than
-        both leaves its last places as text where there is no room.
+        both leaves its last matches as text where there is no room.
         """
         try:
             system, exchanges = _exchanges(_without_trailing_user(messages))
@@ -160,7 +160,7 @@ class Renderer:
         for index, (user, assistant) in enumerate(exchanges):
             user_text = _user_text(system if index == 0 else "", user, index)
             prompt = self.encode(user_text)
-            response = self._responses.encode(f" {assistant}", place=f"{id}\n{index}")
+            response = self._responses.encode(f" {assistant}", key=f"{id}\n{index}")
             size = len(prompt) + response.length + 1
             if size > room:
                 break
@@ -171,9 +171,9 @@ class Renderer:
         ids, roles = list(self._start), [self._prompt_role] * len(self._start)
         treated = 0
         for _, prompt, response in kept:
-            chosen, places = self._responses.treated(response, room)
+            chosen, count = self._responses.treated(response, room)
             room -= max(0, len(chosen.ids) - response.length)
-            treated += places
+            treated += count
             ids += [*prompt, *chosen.ids, self.eos]
             roles += [*[self._prompt_role] * len(prompt), *chosen.roles, END]
         scored = (self._scored_bytes(text, first=not i) for i, (text, _, _) in enumerate(kept))
@@ -186,7 +186,7 @@ class Renderer:
             text_bytes=sum(response.text_bytes for response in responses) + sum(scored),
             match_bytes=sum(response.match_bytes for response in responses),
             truncated=len(kept) < len(exchanges),
-            untreated=sum(response.places for response in responses) - treated,
+            untreated=sum(response.treatable for response in responses) - treated,
         )
 
     def _scored_bytes(self, user_text: str, *, first: bool) -> int:
@@ -238,8 +238,8 @@ class _Response:
         return len(self.text.encode()) - self.match_bytes
 
     @property
-    def places(self) -> int:
-        """How many places the treatment would treat."""
+    def treatable(self) -> int:
+        """How many matches the treatment would treat."""
         return len(self.written.rows) + len(self.written.masked)
 
 
@@ -256,7 +256,7 @@ class _ResponseEncoder:
     mode: Mode
     masks: bool = True
 
-    def encode(self, text: str, *, place: str) -> _Response:
+    def encode(self, text: str, *, key: str) -> _Response:
         """Encode a response; one and the same in both forms without matches."""
         matches = find_facts(text, mode=self.mode)
         plain = facts = self._tokens(text, ())
@@ -267,11 +267,11 @@ class _ResponseEncoder:
             match_bytes = sum(len(text[i:j].encode()) for i, j, role in segments if role == FACT)
             plain, facts = (_with_roles(tokens, segments) for tokens in (plain, facts))
         treatment = self.treatment
-        written = treatment.write(text, matches, place=place) if treatment else Written()
+        written = treatment.write(text, matches, key=key) if treatment else Written()
         return _Response(text, plain, facts, segments, match_bytes, written)
 
     def treated(self, response: _Response, room: int) -> tuple[_Tokens, int]:
-        """Return a response as it is trained on, and how many places were treated.
+        """Return a response as it is trained on, and how many matches were treated.
 
         room: tokens that it may have beyond its length.
         """
@@ -304,7 +304,7 @@ class _ResponseEncoder:
         return _Tokens(tokens.ids, tokens.spans, roles)
 
     def _tokens(self, text: str, rows: Sequence[Row]) -> _Tokens:
-        """Encode a text with rows at their places, what lies between them each by itself."""
+        """Encode a text with rows where they stand, what lies between them each by itself."""
         if not rows:
             encoded = self.plain.encode(text, add_special_tokens=False)
             return _Tokens(encoded.ids, encoded.offsets, [TEXT] * len(encoded.ids))
@@ -350,8 +350,8 @@ def _with_roles(
     tokens: _Tokens, segments: Sequence[tuple[int, int, int]], rows: Sequence[Row] = ()
 ) -> _Tokens:
     """Give each token the role of the segment in which it begins; rows in matches are FACT."""
-    starts = [start for start, _, _ in segments]
-    at = np.searchsorted(starts, [start for start, _ in tokens.spans], side="right") - 1
+    segment_starts = [start for start, _, _ in segments]
+    at = np.searchsorted(segment_starts, [start for start, _ in tokens.spans], side="right") - 1
     roles = np.array([role for _, _, role in segments])[at]
     in_match = {(row.start, row.end) for row in rows if row.in_match and row.start == row.end}
     roles[[i for i, span in enumerate(tokens.spans) if span in in_match]] = FACT

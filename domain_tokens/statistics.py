@@ -64,8 +64,8 @@ def paired_difference_interval(
         excess = max(excess - total / 2, 0)
     phi = excess / math.sqrt(margins) if margins else 0.0
 
-    def reach(one: float, other: float) -> float:
-        return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0.0))
 
     delta = second - first
     return delta - reach(second - low2, high1 - first), delta + reach(high2 - second, first - low1)
@@ -154,15 +154,15 @@ def matched_floor(
     said = ["" if p is None else _canonical(p) for p in predictions]
     # Sorted, so that the order of items does not decide which deals are drawn.
     pairs = sorted(zip(map(_canonical, golds), said, strict=True))
-    wanted = np.array([numbers.setdefault(gold, len(numbers)) for gold, _ in pairs])
+    expected = np.array([numbers.setdefault(gold, len(numbers)) for gold, _ in pairs])
     got = np.array([numbers.get(prediction, -1) for _, prediction in pairs])
     total, kinds = len(golds), len(numbers)
-    frequency = np.bincount(wanted, minlength=kinds)
+    frequency = np.bincount(expected, minlength=kinds)
     floor = float(np.bincount(got[got >= 0], minlength=kinds) @ frequency) / total**2
-    correct = int((got == wanted).sum())
+    correct = int((got == expected).sum())
     chooser = np.random.default_rng(seed)
     reached = sum(
-        int((got == chooser.permutation(wanted)).sum()) >= correct for _ in range(permutations)
+        int((got == chooser.permutation(expected)).sum()) >= correct for _ in range(permutations)
     )
     return floor, (1 + reached) / (1 + permutations)
 
@@ -328,7 +328,7 @@ def bootstrap_interval(
         raise ValueError(f"{len(differences)} items; wanted at least 2")
     if len(set(differences)) == 1:
         return differences[0], differences[0]
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(differences),),
         np.mean,
         confidence_level=confidence,
@@ -337,7 +337,7 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
         batch=256,
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def _canonical(gold: object) -> str:

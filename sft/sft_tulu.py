@@ -10,7 +10,7 @@ from domain_tokens.data import (
     UsualValidation,
     apart_from_training,
     load_conversations,
-    other_place,
+    separate_validation,
 )
 from domain_tokens.runs import Parser, run_script
 
@@ -32,30 +32,30 @@ def load_data(config: "SFTConfig") -> "StageData":
 
     data, settings = config.data, config.training
     options: dict[str, Any] = {"subset_seed": data.subset_seed}
-    wanted = settings.max_train_samples
-    place = other_place(config, USUAL)
-    held = 0 if place else settings.max_val_samples
-    limit = None if wanted is None else wanted + held
+    max_rows = settings.max_train_samples
+    elsewhere = separate_validation(config, USUAL)
+    held = 0 if elsewhere else settings.max_val_samples
+    limit = None if max_rows is None else max_rows + held
     loaded = load_conversations(data.source, split=data.split, limit=limit, **options)
     rows, fingerprint, notes = loaded.items, {"train": loaded.fingerprint}, loaded.notes()
     lost: Counter[str] = Counter()
-    if place:
-        source, split = place
-        other = load_conversations(
+    if elsewhere:
+        source, split = elsewhere
+        validation = load_conversations(
             source, split=split, limit=settings.max_val_samples, key=VAL_KEY, **options
         )
-        fingerprint["validation"] = other.fingerprint
-        items, lost, notes = other.items, other.dropped, notes + other.notes()
+        fingerprint["validation"] = validation.fingerprint
+        items, lost, notes = validation.items, validation.dropped, notes + validation.notes()
     else:
         held = min(held, len(rows) // 10)
-        items, rows = rows[len(rows) - held :], rows[: len(rows) - held][:wanted]
+        items, rows = rows[len(rows) - held :], rows[: len(rows) - held][:max_rows]
         if settings.max_val_samples and not held:
             notes = [*notes, f"validation: none: {len(rows)} rows are too few to hold a tenth out"]
     items, known = apart_from_training(items, rows)
     return StageData(
         rows,
         items,
-        "validation" if place or held else None,
+        "validation" if elsewhere or held else None,
         fingerprint,
         dropped=loaded.dropped,
         validation_dropped=lost + known,

@@ -116,15 +116,15 @@ def plant(patch, target, value):
     patch: a MonkeyPatch; target: the dotted name where it is defined.
     """
     # What is loaded while a fault stands would keep it.
-    for found in pkgutil.walk_packages(domain_tokens.__path__, "domain_tokens."):
-        importlib.import_module(found.name)
+    for module_info in pkgutil.walk_packages(domain_tokens.__path__, "domain_tokens."):
+        importlib.import_module(module_info.name)
     home, _, name = target.rpartition(".")
     module = importlib.import_module(home)
     honest = getattr(module, name)
     patch.setattr(module, name, value)
-    for other in [m for n, m in sys.modules.items() if n.startswith("domain_tokens.")]:
-        if vars(other).get(name) is honest:
-            patch.setattr(other, name, value)
+    for loaded in [m for n, m in sys.modules.items() if n.startswith("domain_tokens.")]:
+        if vars(loaded).get(name) is honest:
+            patch.setattr(loaded, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,8 @@ class FakeCuda(TorchDispatchMode):
         if mask is None:
             return args
         rows = self.wait("boolean index", mask, lambda value: int(value.sum()))
-        place = torch.zeros(rows, dtype=torch.long, device="cuda")
-        return args[0].flatten(0, mask.ndim - 1), [place]
+        index = torch.zeros(rows, dtype=torch.long, device="cuda")
+        return args[0].flatten(0, mask.ndim - 1), [index]
 
     def _refuse_mix(self, func, args, kwargs, real):
         """Count copies that the host waits for; anything else may not take a CPU's tensor."""
@@ -122,8 +122,8 @@ class FakeCuda(TorchDispatchMode):
 
     def count(self, name, *kinds):
         """Return how often an operation of this name ran, with a tensor of these types first."""
-        found = [(k, n) for (f, k), n in self.calls.items() if name in f]
-        return sum(n for k, n in found if k[: len(kinds)] == kinds)
+        counts = [(k, n) for (f, k), n in self.calls.items() if name in f]
+        return sum(n for k, n in counts if k[: len(kinds)] == kinds)
 
     def graphs(self):
         """Return what stands in for `cuda_graphs._Graphs`."""

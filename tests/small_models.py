@@ -68,7 +68,7 @@ def gguf_tensors(architecture, *, tied=False, seed=0, layers=LAYERS):
 
 def gguf_metadata(architecture):
     """The model's keys without the architecture's name."""
-    found = {
+    metadata = {
         "context_length": CONTEXT,
         "embedding_length": WIDTH,
         "block_count": LAYERS,
@@ -76,15 +76,15 @@ def gguf_metadata(architecture):
         "attention.head_count": HEADS,
     }
     if architecture == "gpt2":
-        return found | {"attention.layer_norm_epsilon": 1e-3}
-    found |= {
+        return metadata | {"attention.layer_norm_epsilon": 1e-3}
+    metadata |= {
         "attention.head_count_kv": KV_HEADS,
         "attention.layer_norm_rms_epsilon": 1e-3,
         "rope.freq_base": 5000.0,
     }
     if architecture == "qwen3":
-        return found | {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
-    return found | ({"rope.dimension_count": HEAD_DIM} if architecture == "llama" else {})
+        return metadata | {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
+    return metadata | ({"rope.dimension_count": HEAD_DIM} if architecture == "llama" else {})
 
 
 def write_gguf(

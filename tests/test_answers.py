@@ -39,7 +39,7 @@ def _number(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("so\n#### 18", "18"),
         ("####18", "18"),
@@ -83,12 +83,12 @@ def _number(text):
         ("", None),
     ],
 )
-def test_strict(text, wanted):
-    assert extract_strict(text) == _number(wanted)
+def test_strict(text, expected):
+    assert extract_strict(text) == _number(expected)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("a 3 then 1,234.50.", "1234.5"),
         ("10-12", "12"),
@@ -105,8 +105,8 @@ def test_strict(text, wanted):
         ("none", None),
     ],
 )
-def test_flexible(text, wanted):
-    assert extract_flexible(text) == _number(wanted)
+def test_flexible(text, expected):
+    assert extract_flexible(text) == _number(expected)
 
 
 def _table_of_the_readme():
@@ -200,13 +200,13 @@ def test_an_unreadable_or_ambiguous_gold_is_refused(solution):
 @given(st.text(alphabet="0123456789.,-$#*x=/ \n{}<>", max_size=30))
 def test_a_gold_is_what_strict_reading_takes(text):
     try:
-        found = gold(f"#### {text}")
+        answer = gold(f"#### {text}")
     except ValueError:
         return
-    assert found.number.is_finite()
-    assert extract_strict(f"#### {text}") == found.number
-    assert extract_strict(f"#### {found.text}") == found.number
-    assert found.text in text.replace(" ", "") or found.text in text
+    assert answer.number.is_finite()
+    assert extract_strict(f"#### {text}") == answer.number
+    assert extract_strict(f"#### {answer.text}") == answer.number
+    assert answer.text in text.replace(" ", "") or answer.text in text
 
 
 def test_a_bad_gold_is_named_by_item_and_question():
@@ -229,8 +229,8 @@ def test_silence_is_never_right():
         with pytest.raises(UserError, match="no gold number"):
             golds_of([Problem("a", "q", answer)], frequent)
     assert golds_of([Problem("a", "q", "#### 4")], frequent) == ["4"]
-    for wanted in ("4", "None"):
-        verdict = problem_verdicts(wanted, "I do not know")
+    for expected in ("4", "None"):
+        verdict = problem_verdicts(expected, "I do not know")
         assert not any(verdict[k] for k in ("correct", "correct_flexible", "correct_credited"))
 
 
@@ -243,7 +243,7 @@ def test_fact_token_is_not_read_as_its_digits():
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("#### 18", "18"),
         ("#### <MUL_6_9_54>", "54"),
@@ -269,8 +269,8 @@ def test_fact_token_is_not_read_as_its_digits():
         ("#### `6*9`", None),
     ],
 )
-def test_credited(text, wanted):
-    assert extract_credited(text) == _number(wanted)
+def test_credited(text, expected):
+    assert extract_credited(text) == _number(expected)
 
 
 AFTER = st.sampled_from(

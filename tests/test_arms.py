@@ -39,11 +39,11 @@ SFT = {"arms": ["fact_token", "baseline"], "role": "primary", "over": "text as i
 def arm(name, *, level=0.0, seeds=range(5), noise=0.01):
     """Runs of an arm whose facts and items lie at a level, in nats (a twentieth of it for G1)."""
     rng = np.random.default_rng(len(name))
-    found = []
+    runs = []
     for seed in seeds:
         a1, g1 = values(rng, [], direct=0, spill=0, noise=noise, shift=level)
-        found.append(make_run(name, seed, a1, g1))
-    return found
+        runs.append(make_run(name, seed, a1, g1))
+    return runs
 
 
 @pytest.mark.parametrize(

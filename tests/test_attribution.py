@@ -221,8 +221,8 @@ def test_precedence_is_not_from_left_to_right(monkeypatch):
 
 @given(text=st.text(alphabet="0123456789+-*/=.,$%()[]<>x× \nab→¢½", max_size=60))
 def test_no_text_is_too_odd(text):
-    found = first_wrong(text)
-    assert (found["kind"] == "none") == (found["equation"] is None)
+    wrong = first_wrong(text)
+    assert (wrong["kind"] == "none") == (wrong["equation"] is None)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ from tests.small_models import write_folder, write_gguf
 from tests.test_make_base import make
 
 SOURCES = {
-    "gpt2 folder": lambda place: write_folder(place / "source", "gpt2"),
-    "llama folder": lambda place: write_folder(
-        place / "source", "llama", tie_word_embeddings=False, attention_bias=True
+    "gpt2 folder": lambda root: write_folder(root / "source", "gpt2"),
+    "llama folder": lambda root: write_folder(
+        root / "source", "llama", tie_word_embeddings=False, attention_bias=True
     ),
-    "llama gguf": lambda place: write_gguf(place / "source.gguf", "llama"),
-    "gpt2 gguf": lambda place: write_gguf(place / "source.gguf", "gpt2", tied=True, pre="gpt-2"),
-    "qwen2 gguf": lambda place: write_gguf(place / "source.gguf", "qwen2", pre="qwen2"),
-    "qwen3 gguf": lambda place: write_gguf(place / "source.gguf", "qwen3", tied=True, pre="qwen2"),
+    "llama gguf": lambda root: write_gguf(root / "source.gguf", "llama"),
+    "gpt2 gguf": lambda root: write_gguf(root / "source.gguf", "gpt2", tied=True, pre="gpt-2"),
+    "qwen2 gguf": lambda root: write_gguf(root / "source.gguf", "qwen2", pre="qwen2"),
+    "qwen3 gguf": lambda root: write_gguf(root / "source.gguf", "qwen3", tied=True, pre="qwen2"),
 }
 # Leaves of config.json that decide no logits, or only what the architecture's class is called.
 UNSEEN = {"transformers_version", "dtype", "use_cache"}
@@ -35,10 +35,10 @@ UNSEEN = {"transformers_version", "dtype", "use_cache"}
 @pytest.fixture(scope="module", params=SOURCES)
 def made(request, tmp_path_factory):
     """A finished base with its source: (name, source, folder)."""
-    place = tmp_path_factory.mktemp("proof")
-    path = SOURCES[request.param](place)
-    assert make(path, place / "base") == 0
-    return request.param, resolve_source(str(path), None), place / "base"
+    folder = tmp_path_factory.mktemp("proof")
+    path = SOURCES[request.param](folder)
+    assert make(path, folder / "base") == 0
+    return request.param, resolve_source(str(path), None), folder / "base"
 
 
 def prove(source, folder):
@@ -47,16 +47,16 @@ def prove(source, folder):
 
 def test_the_proof_accounts_for_everything(made):
     name, source, folder = made
-    found = json.loads((folder / "make_base_results.json").read_text())["proof"]
+    proof = json.loads((folder / "make_base_results.json").read_text())["proof"]
     saved = load_file(folder / "model.safetensors")
-    assert found["tensors"] == len(saved)
-    assert found["tokens"] == len(small_models.vocabulary())
-    assert found["merges"] == len(small_models.PAIRS)
-    assert found["texts"] > 200
-    assert found["config_keys"] > 10
+    assert proof["tensors"] == len(saved)
+    assert proof["tokens"] == len(small_models.vocabulary())
+    assert proof["merges"] == len(small_models.PAIRS)
+    assert proof["texts"] > 200
+    assert proof["config_keys"] > 10
     if "gguf" in name:
-        assert found["tensors"] == len(source.gguf.raw)
-        assert 0 <= found["largest_logit_difference"] < 1e-3
+        assert proof["tensors"] == len(source.gguf.raw)
+        assert 0 <= proof["largest_logit_difference"] < 1e-3
 
 
 def test_every_change_of_a_tensor_is_refused(made):

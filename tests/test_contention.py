@@ -55,11 +55,11 @@ def test_the_whole_of_it_in_its_smallest_form(demo, tmp_path):
     words = ["--demo-dir", demo, "--work-dir", tmp_path / "work", "--limit", 8, "--rounds", 1]
     words += ["--workloads", "decoding", "--output-path", tmp_path / "times.json"]
     assert call(SCRIPT, *words) == 0
-    found = read_json(Path(tmp_path / "times.json"))["seconds"]
-    assert set(found) == {
+    seconds = read_json(Path(tmp_path / "times.json"))["seconds"]
+    assert set(seconds) == {
         f"decoding / {arm} / {situation}"
         for arm in ("before", "after")
         for situation in ("alone", "busy", "two")
     }
-    assert all(len(taken) == 1 and taken[0] > 0 for taken in found.values())
+    assert all(len(taken) == 1 and taken[0] > 0 for taken in seconds.values())
     assert "DOMAIN_TOKENS_THREADS" not in os.environ

@@ -22,7 +22,7 @@ TOO_OLD = (
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Return a function that says what torch finds; the answer is asked anew."""
+    """Return a function that says what torch finds; the answer is asked again."""
 
     def set_up(*, available=False, init=None, files=(), visible=None):
         def fail(*args, **kwargs):
@@ -42,7 +42,7 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("found", "fault"),
+    ("device", "fault"),
     [
         ({"init": "Found no NVIDIA driver on your system."}, None),
         ({"init": "No CUDA GPUs are available"}, None),
@@ -54,9 +54,9 @@ def machine(monkeypatch):
         ({"init": TOO_OLD, "visible": "-1"}, None),
     ],
 )
-def test_a_gpu_that_cannot_be_used_is_an_error_that_says_how_to_go_on(machine, found, fault):
+def test_a_gpu_that_cannot_be_used_is_an_error_that_says_how_to_go_on(machine, device, fault):
     """A driver too old for the wheel trained in fp32 on the CPU without a word."""
-    machine(**found)
+    machine(**device)
     if fault is None:
         assert choose_device("auto") == ("cpu", torch.float32)
         return

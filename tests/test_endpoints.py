@@ -39,7 +39,7 @@ def log_prob(model, prompt, continuation):
 
 def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
     lines = table_scores(subject, forced_start=" The answer is")
-    found = table_metrics(lines)
+    metrics = table_metrics(lines)
     renderer = Renderer(subject.tokenizer)
     products = sorted({a * b for a, b in TABLE})
     values = []
@@ -51,9 +51,9 @@ def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
             for c in products
         ]
         values.append(scores[products.index(54)] - float(torch.tensor(scores).logsumexp(0)))
-    assert found["a1_grid"][5][8] == pytest.approx(sum(values) / 5, abs=1e-4)
-    assert found["a1"] == pytest.approx(sum(map(sum, found["a1_grid"])) / 81)
-    assert 0 < found["fact_mass"] < 0.01  # 45 of 50,349 rows at random
+    assert metrics["a1_grid"][5][8] == pytest.approx(sum(values) / 5, abs=1e-4)
+    assert metrics["a1"] == pytest.approx(sum(map(sum, metrics["a1_grid"])) / 81)
+    assert 0 < metrics["fact_mass"] < 0.01  # 45 of 50,349 rows at random
 
 
 def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
@@ -84,11 +84,11 @@ def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
         assert line["both_log_sum"] == pytest.approx(math.log(sum(shares.values())), abs=1e-3)
         assert line["both_value"] == line["both_log_prob"] - line["both_log_sum"]
         assert line["both_log_sum"] > line["log_sum"] + 0.1  # the second route matters here
-    found = table_metrics(lines)
-    assert found["a1_both_routes"] == pytest.approx(
-        sum(map(sum, found["a1_both_routes_grid"])) / 81
+    metrics = table_metrics(lines)
+    assert metrics["a1_both_routes"] == pytest.approx(
+        sum(map(sum, metrics["a1_both_routes_grid"])) / 81
     )
-    assert found["a1_both_routes"] != pytest.approx(found["a1"], abs=1e-3)
+    assert metrics["a1_both_routes"] != pytest.approx(metrics["a1"], abs=1e-3)
 
 
 def test_the_routes_are_what_training_writes(subject):
@@ -144,8 +144,8 @@ def test_no_gold_text_is_shown_before_the_answer(subject):
     for gold in ("5", "77"):
         (score,) = answer_scores(subject, [prompt], [gold], [rationale], frequent)
         context = [*prompt, *renderer.encode(" 2.\n####")]
-        wanted = log_prob(subject.model, context, [*renderer.encode(f" {gold}"), renderer.eos])
-        seen.append(score.g1_log == pytest.approx(wanted, abs=1e-3))
+        expected = log_prob(subject.model, context, [*renderer.encode(f" {gold}"), renderer.eos])
+        seen.append(score.g1_log == pytest.approx(expected, abs=1e-3))
     assert seen == [True, True]
 
 
@@ -155,12 +155,12 @@ FREQUENT = ["24", "18.0", "12", "1018", "1,018", *(str(n) for n in range(30, 45)
 @pytest.mark.parametrize("gold", ["18", "1,018", "1018", "24", "24.00", "7", "-3", "a dozen"])
 def test_g2_has_sixteen_distractors_that_are_other_numbers(gold):
     """It had 17 where the gold was none of the frequent answers, or was written otherwise."""
-    found = distractors(FREQUENT, gold)
-    numbers = [float(text.replace(",", "")) for text in found]
-    assert len(found) == len(set(numbers)) == 16
+    texts = distractors(FREQUENT, gold)
+    numbers = [float(text.replace(",", "")) for text in texts]
+    assert len(texts) == len(set(numbers)) == 16
     if gold != "a dozen":
         assert float(gold.replace(",", "")) not in numbers
-    assert found == [text for text in FREQUENT if text in found]  # the most frequent ones, in order
+    assert texts == [text for text in FREQUENT if text in texts]  # the most frequent ones, in order
 
 
 def test_too_few_distractors_are_refused_before_anything_is_decoded():

@@ -57,8 +57,8 @@ def chain(experiment, tmp_path_factory):
 
 def files_of(chain):
     """Every JSON and JSONL file of base, Tulu, GSM8K and evaluation, below the chain's folder."""
-    found = [f for name in (*STAGES, EVALUATION) for f in sorted((chain / name).iterdir())]
-    return [f for f in found if f.suffix in (".json", ".jsonl")]
+    files = [f for name in (*STAGES, EVALUATION) for f in sorted((chain / name).iterdir())]
+    return [f for f in files if f.suffix in (".json", ".jsonl")]
 
 
 def read(path):
@@ -181,9 +181,9 @@ def cases(chain):
             node = tree
             for key in leaf:
                 node = node[key]
-            found = list(changes(node))
+            values = list(changes(node))
             once = path.parent.name in STAGES[:-1] or leaf[:2] == ("card", "training")
-            yield from ((path, tree, leaf, value) for value in (found[:1] if once else found))
+            yield from ((path, tree, leaf, value) for value in (values[:1] if once else values))
 
 
 def test_a_finished_chain_has_no_complaint(chain):

@@ -25,12 +25,12 @@ PARTS = ("fact_rows", "all_but_fact_rows")
 
 def with_facts(count):
     """Rows in which every third token is a fact, as no real text has it."""
-    found = []
+    examples = []
     for example in random_examples(count):
         ids = example.input_ids[:-1] % 50
         ids[1::3] = FIRST + ids[1::3] % 45
-        found.append(make_example([*ids.tolist(), 50256]))
-    return found
+        examples.append(make_example([*ids.tolist(), 50256]))
+    return examples
 
 
 def model_of(family, tiny_model):
@@ -96,7 +96,7 @@ def plain_steps(model, part, *, decay):
         if id(weight) in matrices or part == "all_but_fact_rows"
     ]
     first, second = ([torch.zeros_like(w.detach()[r]) for w, r in chosen] for _ in range(2))
-    found = []
+    lines = []
     for number, step in enumerate(plan.steps):
         model.zero_grad()
         total = plain_backward(model, examples, step, plan.supervised[number])
@@ -111,8 +111,8 @@ def plain_steps(model, part, *, decay):
                 m, v = first[k] / (1 - 0.9**t), second[k] / (1 - 0.999**t)
                 shrunk = weight[part_] * (1 - rate * (decay if weight.ndim > 1 else 0))
                 weight[part_] = shrunk - rate * m / (v.sqrt() + 1e-8)
-        found.append((total, norm))
-    return found
+        lines.append((total, norm))
+    return lines
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -122,9 +122,9 @@ def test_what_trains_takes_the_steps_of_adamw_on_it_alone(tiny_model, tmp_path, 
     model, reference = model_of(family, tiny_model), model_of(family, tiny_model).train()
     before = parts_of(model)[part]
     lines = trained(model, tmp_path, part=part, weight_decay=0.3)
-    wanted = plain_steps(reference, part, decay=0.3)
-    assert [line["loss"] for line in lines] == pytest.approx([x for x, _ in wanted], rel=1e-3)
-    assert [line["grad_norm"] for line in lines] == pytest.approx([x for _, x in wanted], rel=5e-3)
+    steps = plain_steps(reference, part, decay=0.3)
+    assert [line["loss"] for line in lines] == pytest.approx([x for x, _ in steps], rel=1e-3)
+    assert [line["grad_norm"] for line in lines] == pytest.approx([x for _, x in steps], rel=5e-3)
     expected = parts_of(reference)[part]
     assert (parts_of(model)[part] - expected).norm() < 5e-3 * (expected - before).norm()
 

@@ -49,9 +49,9 @@ def agree(value, expected, **bounds):
         return
     ours, theirs = flat(value), flat(expected)
     assert ours.keys() == theirs.keys()
-    for key, wanted in theirs.items():
-        number = isinstance(wanted, float)
-        assert ours[key] == (pytest.approx(wanted, **bounds) if number else wanted), key
+    for key, due in theirs.items():
+        number = isinstance(due, float)
+        assert ours[key] == (pytest.approx(due, **bounds) if number else due), key
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Half tables: the contrast, its tests, what stands beside it, and what ends in a clear line."""
+"""Half tables: the contrast, its tests, what stands next to it, and what ends in a clear line."""
 
 import itertools
 import json
@@ -172,11 +172,11 @@ def test_the_randomisation_test_is_that_of_all_its_redraws():
 
 
 def test_halves_are_drawn_again_by_the_scheme_of_the_study():
-    found = redrawn_halves(OCCURRENCES, draw_half, count=200, seed=1)
-    assert found.shape == (200, 45)
-    assert set(found.sum(axis=1)) <= {22, 23}
-    assert not (found == found[0]).all()
-    assert (found == redrawn_halves(OCCURRENCES, draw_half, count=200, seed=1)).all()
+    halves = redrawn_halves(OCCURRENCES, draw_half, count=200, seed=1)
+    assert halves.shape == (200, 45)
+    assert set(halves.sum(axis=1)) <= {22, 23}
+    assert not (halves == halves[0]).all()
+    assert (halves == redrawn_halves(OCCURRENCES, draw_half, count=200, seed=1)).all()
 
 
 def test_dose_is_the_slope_of_the_gain_and_nothing_that_shifts_a_run():

@@ -35,8 +35,8 @@ def hub_script(url, *words):
 
 @pytest.fixture
 def hub():
-    with serving() as found:
-        yield found
+    with serving() as server:
+        yield server
 
 
 def test_push_and_pull_give_the_same_checkpoint(demo, hub, tmp_path, capsys):

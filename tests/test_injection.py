@@ -452,7 +452,7 @@ def test_time_grows_linearly(unit):
 @pytest.fixture(scope="module")
 def gsm8k_answers():
     if not GSM8K.is_dir():
-        pytest.skip("no shared/data/gsm8k beside the checkout")
+        pytest.skip("no shared/data/gsm8k next to the checkout")
     lines = [
         line
         for split in ("train", "test")

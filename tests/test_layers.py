@@ -1,7 +1,8 @@
-"""The house has doors: outsiders use what a room's `__init__` names, and nothing behind it."""
+"""The house has doors: outsiders use what a room's `__init__` names, and nothing else of it."""
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 
@@ -32,8 +33,8 @@ def test_other_rooms_are_entered_by_their_door(file):
     own = file.relative_to(PACKAGE).parts[0] if file.is_relative_to(PACKAGE) else None
     for module, name in imports(file):
         parts = module.split(".")
-        behind = len(parts) > 2 and parts[1] in ROOMS and parts[1] != own
-        assert not behind, f"{module}.{name}: wanted `from domain_tokens.{parts[1]} import {name}`"
+        inside = len(parts) > 2 and parts[1] in ROOMS and parts[1] != own
+        assert not inside, f"{module}.{name}: wanted `from domain_tokens.{parts[1]} import {name}`"
         if len(parts) == 2 and parts[1] in ROOMS:
             assert parts[1] != own, f"{name}: within a room modules import each other directly"
             assert name in importlib.import_module(module).__all__
@@ -63,8 +64,8 @@ def test_a_proof_reads_no_rule_from_what_it_proves(proof):
         file = waiting.pop()
         files.add(file)
         near = {m for m, _ in imports(file) if m.startswith("domain_tokens.checkpoints.")}
-        found = [room / f"{module.rpartition('.')[2]}.py" for module in near]
-        waiting += [file for file in found if file not in files and file.name != "folder.py"]
+        neighbours = [room / f"{module.rpartition('.')[2]}.py" for module in near]
+        waiting += [file for file in neighbours if file not in files and file.name != "folder.py"]
     names = {file.stem for file in files}
     assert not names & {"base", "gguf", "nanogpt", "fact_rows"}, names
     for file in files - {room / "hashes.py"}:
@@ -94,3 +95,34 @@ def test_what_is_too_long_is_seen():
     body = "\n".join(["    x = 1"] * 60)
     assert list(too_long(f"def long():\n{body}\n")) == [("long", 61)]
     assert not list(too_long(f"class Fine:\n{body}\n"))
+
+
+# Names that say nothing of what they hold, and words that plain English has better ones for.
+NAMELESS = set("found wanted most one other two three place places starts anew behind mend".split())
+WORDS = re.compile(
+    r"\b(mend(s|ed|ing)?|anew|behind|beside(?!\"))\b"
+)  # a key of results is "beside"
+
+
+def nameless(text):
+    """Yield every identifier that the house does without, and `longest` as a parameter."""
+    for node in ast.walk(ast.parse(text)):
+        name = next(
+            (getattr(node, f) for f in ("id", "arg", "attr", "name") if hasattr(node, f)), ""
+        )
+        if name in NAMELESS or (isinstance(node, ast.arg) and name == "longest"):
+            yield name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_name_says_what_it_holds(file):
+    text = file.read_text(encoding="utf-8")
+    assert not list(nameless(text))
+    assert not WORDS.search(text)
+
+
+def test_a_name_that_says_nothing_is_seen():
+    text = "found = 1\ndef f(starts, *, longest): return g(wanted=x.places)\nlongest = 2\n"
+    assert sorted(nameless(text)) == ["found", "longest", "places", "starts", "wanted"]
+    assert WORDS.search("what is behind it")
+    assert not WORDS.search('row["beside"]')

@@ -15,19 +15,19 @@ pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="reads /pro
 
 def _resident(kind: str) -> int:
     """Return the MB of this process in memory: "RssFile" or "RssAnon"."""
-    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) // 1024
+    match = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) // 1024
 
 
 def test_libraries_leave_and_come_back():
     """A third of what a small model takes on a CPU are pages of libraries that were read once."""
     x = torch.arange(12.0).view(3, 4)
-    wanted = x @ x.T
+    expected = x @ x.T
     before = _resident("RssFile")
     trim_memory()
     assert _resident("RssFile") < before / 2
-    assert torch.equal(x @ x.T, wanted)
+    assert torch.equal(x @ x.T, expected)
 
 
 def test_what_a_library_wrote_stays():

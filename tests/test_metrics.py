@@ -61,11 +61,11 @@ def test_every_metric_is_the_oracles(experiment, seed):
     folder = experiment / "demo" / "eval_mul_tokens"
     decode = json.loads((folder / "gsm8k_results.json").read_text())["card"]["decode"]
     items = livened(oracle.lines(folder / "gsm8k_items.jsonl"), seed)
-    found = gsm8k_metrics(items, decode)
-    wanted = oracle.gsm8k(items, frequent=decode["frequent_answers"])
-    assert found.keys() - wanted.keys() == {"best_constant_answer", "matched_floor_p"}
-    assert {key: found[key] for key in wanted} == deep(wanted)
-    assert 0 < found["accuracy"] < 1
+    metrics = gsm8k_metrics(items, decode)
+    expected = oracle.gsm8k(items, frequent=decode["frequent_answers"])
+    assert metrics.keys() - expected.keys() == {"best_constant_answer", "matched_floor_p"}
+    assert {key: metrics[key] for key in expected} == deep(expected)
+    assert 0 < metrics["accuracy"] < 1
     items = livened(oracle.lines(folder / "arithmetic_items.jsonl"), seed)
     scores = oracle.lines(folder / "arithmetic_scores.jsonl")
     assert arithmetic_metrics(items, scores) == deep(oracle.arithmetic(items, scores))
@@ -77,10 +77,10 @@ def test_the_oracle_agrees_with_what_was_written(experiment, name):
     tree = json.loads((folder / f"{name}_results.json").read_text())
     items = oracle.lines(folder / f"{name}_items.jsonl")
     if name == "gsm8k":
-        wanted = oracle.gsm8k(items, frequent=tree["card"]["decode"]["frequent_answers"])
+        expected = oracle.gsm8k(items, frequent=tree["card"]["decode"]["frequent_answers"])
     else:
-        wanted = oracle.arithmetic(items, oracle.lines(folder / "arithmetic_scores.jsonl"))
-    assert {key: tree["metrics"][key] for key in wanted} == deep(wanted)
+        expected = oracle.arithmetic(items, oracle.lines(folder / "arithmetic_scores.jsonl"))
+    assert {key: tree["metrics"][key] for key in expected} == deep(expected)
 
 
 def test_no_answer_is_never_right():

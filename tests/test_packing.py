@@ -11,11 +11,11 @@ from domain_tokens.training.step_plan import build_micro_batch, split_step
 
 
 def make_example(ids, prompt=2):
-    kinds = [PROMPT] * prompt + [TEXT] * (len(ids) - prompt - 1) + [END]
+    roles = [PROMPT] * prompt + [TEXT] * (len(ids) - prompt - 1) + [END]
     return Example(
         id=str(ids),
         input_ids=np.array(ids, dtype=np.int32),
-        token_roles=np.array(kinds[: len(ids)], dtype=np.uint8),
+        token_roles=np.array(roles[: len(ids)], dtype=np.uint8),
         facts=0,
         text_bytes=0,
         match_bytes=0,

@@ -31,7 +31,7 @@ def model(request, tiny_model):
 
 
 def state(model):
-    """All that a patch could leave behind it."""
+    """All that a patch could leave when it goes."""
     with torch.inference_mode():
         logits = model(IDS, use_cache=False).logits
     return {
@@ -116,12 +116,12 @@ def test_what_is_changed_for_good_goes_with_everything(model):
 
 def test_nothing_else_replaces_a_forward_pass():
     """Every place that assigns or deletes `.forward` is in modeling/patches.py."""
-    places = []
+    names = []
     for file in sorted((ROOT / "domain_tokens").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             stored = isinstance(getattr(node, "ctx", None), ast.Store | ast.Del)
             if isinstance(node, ast.Attribute) and node.attr == "forward" and stored:
-                places.append(file.name)
+                names.append(file.name)
             if isinstance(node, ast.Constant) and node.value == "forward":
-                places.append(file.name)
-    assert set(places) == {"patches.py"}
+                names.append(file.name)
+    assert set(names) == {"patches.py"}

@@ -41,10 +41,10 @@ def test_a_plan_from_its_start_to_its_end(tmp_path):
     assert str(progress_of(tmp_path, stages, jobs=1)) == unknown
     finish(stages[0])
     note(tmp_path, "train", 600)
-    found = progress_of(tmp_path, stages, jobs=1, running=1)
-    assert (found.done, found.running, found.left) == (1, 1, 4)
+    state = progress_of(tmp_path, stages, jobs=1, running=1)
+    assert (state.done, state.running, state.left) == (1, 1, 4)
     words = "1 of 6 stages done, 1 running, 4 left; about 20 min left, and eval (none has finished)"
-    assert str(found) == words
+    assert str(state) == words
     note(tmp_path, "eval", 60)
     assert progress_of(tmp_path, stages, jobs=1).seconds == 2 * 600 + 3 * 60
     for stage in stages:
@@ -61,9 +61,9 @@ def test_what_a_kill_left_is_begun_and_not_counted_as_time(tmp_path):
     note(tmp_path, "train", 5, whole=False)  # it was resumed near its end
     with (tmp_path / progress.SECONDS).open("a") as stream:
         stream.write('{"stage": "train_l0/train_res')  # killed while it wrote
-    found = progress_of(tmp_path, stages, jobs=1)
-    assert (found.done, found.running, found.left, found.seconds) == (0, 2, 4, None)
-    assert "2 begun" in str(found)
+    state = progress_of(tmp_path, stages, jobs=1)
+    assert (state.done, state.running, state.left, state.seconds) == (0, 2, 4, None)
+    assert "2 begun" in str(state)
     note(tmp_path, "train", 7)  # this line joins the torn one and is lost with it, no more
     note(tmp_path, "train", 8)
     assert progress_of(tmp_path, stages, jobs=1).seconds == 3 * 8

@@ -333,9 +333,9 @@ def test_what_cannot_be_rendered_is_dropped_with_a_reason(plain, messages, reaso
 def test_an_empty_system_turn_is_none(plain, empty):
     """Chat formats write an empty system message for none; whole sources were dropped for it."""
     chat = CHAT[1:]
-    wanted = plain.example("1", chat, max_length=200)
+    expected = plain.example("1", chat, max_length=200)
     made = plain.example("1", [("system", empty), *chat], max_length=200)
-    assert made.input_ids.tolist() == wanted.input_ids.tolist()
+    assert made.input_ids.tolist() == expected.input_ids.tolist()
     assert plain.prompt([("system", empty), ("user", "Hi")]) == plain.prompt([("user", "Hi")])
     assert plain.example("1", [("system", empty)], max_length=9) == "no_assistant_turn"
 

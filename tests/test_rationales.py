@@ -56,17 +56,17 @@ def test_equations_are_what_stands_between_the_brackets_in_order(parts, answer):
     """An oracle that walks the text by hand; twice is once; answer and facts are read alike."""
     text = "".join(f"{words}<<{step}>>{step.partition('=')[2]}" for words, step in parts)
     text += f"\n#### {answer}"
-    found = equations_of(text)
+    equations = equations_of(text)
     walked, rest = [], text.rpartition("####")[0]
     while "<<" in rest:
         inner, _, rest = rest.partition("<<")[2].partition(">>")
         walked.append(inner)
-    assert found == "\n".join(
+    assert equations == "\n".join(
         [" ".join(f"<<{w}>>" for w in walked)] * bool(walked) + [f"#### {answer}"]
     )
-    assert equations_of(found) == found
-    assert extract_strict(found) == gold(found).number == answer
-    facts = {(f.a, f.b) for f in find_facts(found)}
+    assert equations_of(equations) == equations
+    assert extract_strict(equations) == gold(equations).number == answer
+    facts = {(f.a, f.b) for f in find_facts(equations)}
     single = [sorted(map(int, w.partition("=")[0].split("*"))) for w in walked]
     assert facts == {tuple(pair) for pair in single if max(pair) <= 9}
 
@@ -228,7 +228,7 @@ def svamp(equation, answer, **more):
 
 
 @pytest.mark.parametrize(
-    ("equation", "answer", "wanted"),
+    ("equation", "answer", "expected"),
     [
         ("( 8.0 * 4.0 )", 32.0, "<<8*4=32>>\n#### 32"),
         ("( 8.0 * 4.0 )", "32.0", "<<8*4=32>>\n#### 32"),
@@ -245,9 +245,10 @@ def svamp(equation, answer, **more):
         (None, 1e3, "#### 1000"),
     ],
 )
-def test_a_row_of_svamp_is_a_problem(equation, answer, wanted):
+def test_a_row_of_svamp_is_a_problem(equation, answer, expected):
     row = as_problem_row(svamp(equation, answer))
-    assert row == {"question": "There are 8 rows of 4 How many?", "answer": wanted, "id": "chal-1"}
+    question = "There are 8 rows of 4 How many?"
+    assert row == {"question": question, "answer": expected, "id": "chal-1"}
 
 
 @pytest.mark.parametrize("answer", ["many", None, True, [3], float("nan")])

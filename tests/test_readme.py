@@ -63,9 +63,9 @@ MENTIONED = [s.split() for s in spans() if re.match(r"(sft|eval|scripts|sample)/
 
 def reason(words):
     """Why a command is not run here, or None."""
-    found = (why for start, why in PARSED_ONLY.items() if " ".join(words).startswith(start))
+    reasons = (why for start, why in PARSED_ONLY.items() if " ".join(words).startswith(start))
     dry = "--dry-run" in words or "--profile" in words
-    return None if dry and words[0] == "scripts/run_experiment.py" else next(found, None)
+    return None if dry and words[0] == "scripts/run_experiment.py" else next(reasons, None)
 
 
 class ParsedError(Exception):

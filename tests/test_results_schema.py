@@ -175,9 +175,9 @@ def test_older_files_stay_readable_and_newer_ones_are_told(files):
 
 def test_what_earlier_code_wrote_is_read():
     """Two seeds of each arm, stored when results were first bound to their items."""
-    found = list(files_of(ROOT / "tests" / "golden" / "evaluations"))
-    assert len(found) == 24
-    for path, kind, trees in found:
+    files = list(files_of(ROOT / "tests" / "golden" / "evaluations"))
+    assert len(files) == 24
+    for path, kind, trees in files:
         assert check_records(path, kind, trees) == ""
 
 

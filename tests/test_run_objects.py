@@ -42,8 +42,8 @@ def test_the_check_finds_what_it_looks_for():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_function_takes_a_namespace(file):
     expected = ["parse_args"] if file.name == "cli.py" else []  # argparse's own method
-    found = [name for name in takers(file.read_text(encoding="utf-8")) if name[:3] != "on_"]
-    assert found == expected  # `on_step_end` and the like are Trainer's
+    names = [name for name in takers(file.read_text(encoding="utf-8")) if name[:3] != "on_"]
+    assert names == expected  # `on_step_end` and the like are Trainer's
 
 
 def test_runs_are_frozen():

@@ -74,10 +74,10 @@ def test_a_half_and_a_control_are_told_apart(demo, capsys):
     control = {**treatment, "name": "generic", "treated_facts": "all"}
     edit(demo / "eval_mul_tokens" / "gsm8k_results.json", "card.training.treatment", control)
     edit(demo / "sft_gsm8k_baseline" / "run_card.json", "treatment", None)
-    found = {(r["folder"], r["stage"]): (r["treatment"], r["half"]) for r in shown(capsys, demo)}
-    assert found["sft_gsm8k_mul_tokens", "gsm8k"] == ("fact_token", "half_a")
-    assert found["eval_mul_tokens", "eval gsm8k"] == ("generic", "all")
-    assert found["sft_gsm8k_baseline", "gsm8k"] == (None, None)
+    shown_as = {(r["folder"], r["stage"]): (r["treatment"], r["half"]) for r in shown(capsys, demo)}
+    assert shown_as["sft_gsm8k_mul_tokens", "gsm8k"] == ("fact_token", "half_a")
+    assert shown_as["eval_mul_tokens", "eval gsm8k"] == ("generic", "all")
+    assert shown_as["sft_gsm8k_baseline", "gsm8k"] == (None, None)
 
 
 def test_a_plan_is_shown_with_how_far_it_is(tmp_path, capsys):

@@ -137,9 +137,9 @@ def test_threads_are_shared_out(child, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side.subprocess, "Popen", Recorded)
     monkeypatch.setattr("domain_tokens.runs.threads.usable_cpus", lambda: 8)
     # What the user gave, or the container's quota, is what all jobs have together.
-    for given, jobs, wanted in ((None, 2, "4"), (None, 9, "1"), ("6", 2, "3"), (None, 1, None)):
+    for given, jobs, expected in ((None, 2, "4"), (None, 9, "1"), ("6", 2, "3"), (None, 1, None)):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if given:
             monkeypatch.setenv("OMP_NUM_THREADS", given)
         run(tmp_path, "a", jobs=jobs)
-        assert seen[-1].get("OMP_NUM_THREADS") == wanted
+        assert seen[-1].get("OMP_NUM_THREADS") == expected

@@ -25,8 +25,8 @@ def test_whatever_python_loads_is_seen(name):
     )
     loaded = {word.removeprefix("domain_tokens.") for word in done.stdout.split()}
     loaded = {word for word in loaded if path_of(word).is_file()}  # rooms hold no code of their own
-    found = {path.relative_to(PACKAGE).with_suffix("") for path in imported(path_of(name))}
-    seen = {".".join(path.parts).removesuffix(".__init__") for path in found}
+    paths = {path.relative_to(PACKAGE).with_suffix("") for path in imported(path_of(name))}
+    seen = {".".join(path.parts).removesuffix(".__init__") for path in paths}
     assert {name, "prompts", "vocabulary"} <= loaded <= seen
     assert not {"comparison.report", "evaluation.responses", "comparison.over_seeds"} & seen
 
@@ -65,7 +65,7 @@ def test_imports_of_every_form_are_followed(tmp_path, monkeypatch):
         "def f():\n    from domain_tokens.late import y\n"
     )
     plant(monkeypatch, "domain_tokens.runs.source_code.PACKAGE", package)
-    found = imported(package / "root.py")
-    names = {path.relative_to(package.resolve()).as_posix() for path in found}
-    wanted = "root plain late dotted __init__ room/__init__ room/deep"
-    assert names == {f"{name}.py" for name in wanted.split()}
+    paths = imported(package / "root.py")
+    names = {path.relative_to(package.resolve()).as_posix() for path in paths}
+    expected = "root plain late dotted __init__ room/__init__ room/deep"
+    assert names == {f"{name}.py" for name in expected.split()}

@@ -183,10 +183,10 @@ def test_run_means_t_is_the_t_test_over_run_means():
 def test_crossed_t_by_hand():
     """Rows differ and columns do not: only the runs' mean square is left, df are at least S − 1."""
     d = np.repeat([[0.0], [1.0], [2.0]], 50, axis=1)
-    found = crossed_t(d)
-    assert found.mean == 1
-    assert found.se == pytest.approx(1 / math.sqrt(3))
-    assert found.df == pytest.approx(2)
+    estimate = crossed_t(d)
+    assert estimate.mean == 1
+    assert estimate.se == pytest.approx(1 / math.sqrt(3))
+    assert estimate.df == pytest.approx(2)
 
 
 def test_crossed_t_counts_items_as_a_sample():
@@ -199,11 +199,11 @@ def test_crossed_t_counts_items_as_a_sample():
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(2, 30))
 def test_crossed_t_is_never_surer_than_either_factor_alone(seed, s, n):
     d = np.random.default_rng(seed).normal(0, 1, (s, n))
-    found = crossed_t(d)
+    estimate = crossed_t(d)
     by_runs, by_items = (ttest_1samp(d.mean(axis=axis), 0) for axis in (1, 0))
     for one in (by_runs, by_items):
-        assert found.se >= abs(found.mean / one.statistic) * (1 - 1e-9)
-    assert found.df >= s - 1
+        assert estimate.se >= abs(estimate.mean / one.statistic) * (1 - 1e-9)
+    assert estimate.df >= s - 1
 
 
 def test_equal_runs_give_no_claim():
@@ -252,7 +252,7 @@ def test_seeds_needed_are_the_first_that_suffice(aim, items):
     seeds = seeds_needed(noise, 1.5, aim, items=items)
     for count, enough in ((seeds, True), (seeds - 1, False)):
         assert (detectable_effect(noise.difference(count, items), aim) <= 1.5) == enough
-    assert seeds_needed(noise, 1e-6, aim, items=items, most=1000) is None
+    assert seeds_needed(noise, 1e-6, aim, items=items, max_seeds=1000) is None
 
 
 def test_more_seeds_do_not_help_beyond_what_items_leave_open():
@@ -281,9 +281,9 @@ def test_item_noise_does_not_see_the_mean_difference_or_run_shifts(seed, s, n, s
     rng = np.random.default_rng(seed)
     d = rng.normal(0, 1, (s, n))
     moved = item_noise(d + shift + rng.normal(0, 1, (s, 1)))
-    found = item_noise(d)
-    assert moved.variance == pytest.approx(found.variance, abs=1e-9)
-    assert moved.rest == pytest.approx(found.rest)
+    noise = item_noise(d)
+    assert moved.variance == pytest.approx(noise.variance, abs=1e-9)
+    assert moved.rest == pytest.approx(noise.rest)
     assert moved.items == n
 
 
@@ -294,15 +294,15 @@ def test_what_is_printed_as_detectable_is_found():
     """
     rng, aim, studies = np.random.default_rng(11), Aim(0.05, 0.8, 2), 250
     for seeds, items, item_arm in ((5, 50, 0.2), (10, 200, 0.1), (10, 50, 0.2)):
-        found = {"now": 0, "without": 0}
+        hits = {"now": 0, "without": 0}
         for _ in range(studies):
             pilot = run_noise([rng.normal(0, 0.15, (10, items))])
             d = rng.normal(0, 0.15 * math.sqrt(2), (seeds, items)) + rng.normal(0, item_arm, items)
             for name, noise in (("now", item_noise(d)), ("without", None)):
                 effect = detectable_effect(pilot.difference(seeds, noise), aim)
-                found[name] += crossed_t(d + effect).p() < 0.025
-        assert 0.74 <= found["now"] / studies <= 0.95
-        assert found["without"] / studies < 0.7
+                hits[name] += crossed_t(d + effect).p() < 0.025
+        assert 0.74 <= hits["now"] / studies <= 0.95
+        assert hits["without"] / studies < 0.7
 
 
 def test_a_null_interaction_is_kept_where_items_differ():
@@ -322,12 +322,13 @@ def test_a_contrast_of_two_kinds_of_items_by_hand():
     """Runs that agree leave Welch's t over items; items that agree leave a t over runs."""
     effect = np.random.default_rng(4).normal(0, 1, 30)
     chosen = np.arange(30) < 10
-    found = crossed_contrast(np.repeat(effect[None], 3, axis=0), chosen)
+    estimate = crossed_contrast(np.repeat(effect[None], 3, axis=0), chosen)
     welch = ttest_ind(effect[:10], effect[10:], equal_var=False)
-    assert (found.mean / found.se, found.df) == pytest.approx((welch.statistic, welch.df))
+    assert (estimate.mean / estimate.se, estimate.df) == pytest.approx((welch.statistic, welch.df))
     runs = np.array([0.2, 0.5, 0.3, 0.9])
-    found, by_runs = crossed_contrast(np.outer(runs, chosen), chosen), run_means_t(runs)
-    assert (found.mean, found.se, found.df) == pytest.approx((by_runs.mean, by_runs.se, by_runs.df))
+    estimate, by_runs = crossed_contrast(np.outer(runs, chosen), chosen), run_means_t(runs)
+    ours, theirs = ((e.mean, e.se, e.df) for e in (estimate, by_runs))
+    assert ours == pytest.approx(theirs)
     with pytest.raises(ValueError, match="at least 2 seeds"):
         crossed_contrast(np.ones((3, 4)), np.array([True, False, False, False]))
 
@@ -359,9 +360,9 @@ def test_a_collapsed_run_is_one_far_below_the_others():
 def test_runs_without_any_spread_give_no_p(shift):
     """Five runs that all differ by .1 gave p = 0: how much runs vary was not seen, so no p."""
     d = np.full((5, 40), 0.7 + shift) - 0.7
-    for found in (crossed_t(d), run_means_t(d.mean(axis=1)), crossed_t(d[:2, :2])):
-        assert (found.p(), found.interval(0.95)) == (None, None)
-        assert found.mean == pytest.approx(shift)
+    for estimate in (crossed_t(d), run_means_t(d.mean(axis=1)), crossed_t(d[:2, :2])):
+        assert (estimate.p(), estimate.interval(0.95)) == (None, None)
+        assert estimate.mean == pytest.approx(shift)
 
 
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=9), st.randoms())

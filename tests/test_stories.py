@@ -57,10 +57,10 @@ def test_every_cell_is_asked_in_ten_stories_of_its_own():
 
 def faults(text, a, b):
     """What a story may not hold: an operator, or another number than its two."""
-    found = [match[0] for match in OPERATORS.finditer(text)]
+    problems = [match[0] for match in OPERATORS.finditer(text)]
     numbers = sorted(map(int, re.findall(r"\d+", text)))
-    found += [] if numbers == sorted((a, b)) else [f"numbers {numbers}"]
-    return found
+    problems += [] if numbers == sorted((a, b)) else [f"numbers {numbers}"]
+    return problems
 
 
 def test_a_story_holds_its_two_numbers_and_nothing_that_says_what_to_do():
@@ -168,7 +168,7 @@ def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenize
         (1, 1, stories[1]),
         (1, 2, stories[0]),
     ]
-    found = table_metrics(lines, endpoint="a2", wordings=2)
+    metrics = table_metrics(lines, endpoint="a2", wordings=2)
     renderer = Renderer(tokenizer)
     products = sorted({a * b for a, b in TABLE})
     values = []
@@ -182,9 +182,9 @@ def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenize
             for c in products
         ]
         values.append(scores[products.index(6)] - float(torch.tensor(scores).logsumexp(0)))
-    assert found["a2_grid"][5][0] == pytest.approx(sum(values) / 2, abs=1e-4)
-    assert found["a2"] == pytest.approx(sum(map(sum, found["a2_grid"])) / 81)
-    assert found.keys() == {"a2", "a2_grid", "fact_mass"}
+    assert metrics["a2_grid"][5][0] == pytest.approx(sum(values) / 2, abs=1e-4)
+    assert metrics["a2"] == pytest.approx(sum(map(sum, metrics["a2_grid"])) / 81)
+    assert metrics.keys() == {"a2", "a2_grid", "fact_mass"}
 
 
 def test_the_floors_are_what_a_model_scores_that_does_not_multiply():
@@ -251,7 +251,7 @@ def test_metrics_of_stories_are_those_of_an_oracle(told):
                 "credited": item["gold"],
                 "correct_credited": True,
             }
-    found = story_metrics(items, scores)
+    metrics = story_metrics(items, scores)
     right = {text: [] for text in CELLS}
     for item, (a, b, story) in zip(items, CELLS, strict=True):
         assert item["prompt"] == worded(story, a, b)
@@ -259,12 +259,12 @@ def test_metrics_of_stories_are_those_of_an_oracle(told):
     for a in range(1, 10):
         for b in range(1, 10):
             cell = [right[a, b, story] for story in STORIES]
-            assert found["story_grid"][a - 1][b - 1] == pytest.approx(sum(cell) / 10)
+            assert metrics["story_grid"][a - 1][b - 1] == pytest.approx(sum(cell) / 10)
             values = [s["log_prob"] - s["log_sum"] for s in scores if (s["a"], s["b"]) == (a, b)]
             assert len(values) == 10
-            assert found["a2_grid"][a - 1][b - 1] == pytest.approx(sum(values) / 10)
-    assert found["accuracy"] == pytest.approx(sum(i["correct"] for i in items) / 810)
-    assert found["best_constant_accuracy"] == pytest.approx(
+            assert metrics["a2_grid"][a - 1][b - 1] == pytest.approx(sum(values) / 10)
+    assert metrics["accuracy"] == pytest.approx(sum(i["correct"] for i in items) / 810)
+    assert metrics["best_constant_accuracy"] == pytest.approx(
         max(Counter(i["gold"] for i in items).values()) / 810
     )
 
@@ -272,11 +272,11 @@ def test_metrics_of_stories_are_those_of_an_oracle(told):
 def test_a_comparison_shows_a2_and_tests_what_it_tested_before(told, tmp_path):
     """Stories are exploratory: the family of Holm is the two evaluations that it was."""
     arms = ["--baseline-dir", told / "eval_baseline", "--mul-tokens-dir", told / "eval_mul_tokens"]
-    report = tmp_path / "report.html"
-    words = ["--output-path", tmp_path / "with.json", "--report", report]
+    page = tmp_path / "report.html"
+    words = ["--output-path", tmp_path / "with.json", "--report", page]
     assert call("scripts/compare_runs.py", *arms, *words) == 0
-    found = json.loads((tmp_path / "with.json").read_text())
-    rows = {row["endpoint"]: row for row in found["analysis"]["endpoints"]}
+    report = json.loads((tmp_path / "with.json").read_text())
+    rows = {row["endpoint"]: row for row in report["analysis"]["endpoints"]}
     assert rows["a2"]["role"] == "exploratory"
     assert rows["a2"]["items"] == 81
     means = [
@@ -285,13 +285,13 @@ def test_a_comparison_shows_a2_and_tests_what_it_tested_before(told, tmp_path):
     ]
     assert rows["a2"]["delta"] == pytest.approx(means[1] - means[0])
     shown = {
-        row["endpoint"] for row in found["pairs"][0]["endpoints"] if row["evaluation"] == "stories"
+        row["endpoint"] for row in report["pairs"][0]["endpoints"] if row["evaluation"] == "stories"
     }
     assert shown == {"accuracy", "accuracy_expression_credited"}
     assert not any(
-        row["headline"] for row in found["pairs"][0]["endpoints"] if row["evaluation"] == "stories"
+        row["headline"] for row in report["pairs"][0]["endpoints"] if row["evaluation"] == "stories"
     )
-    assert "A2, the table in stories" in report.read_text()
+    assert "A2, the table in stories" in page.read_text()
     bare = tmp_path / "bare"
     for arm in ("baseline", "mul_tokens"):
         hidden = shutil.ignore_patterns("stories_*")
@@ -299,7 +299,7 @@ def test_a_comparison_shows_a2_and_tests_what_it_tested_before(told, tmp_path):
     arms = ["--baseline-dir", bare / "eval_baseline", "--mul-tokens-dir", bare / "eval_mul_tokens"]
     assert call("scripts/compare_runs.py", *arms, "--output-path", tmp_path / "without.json") == 0
     without = json.loads((tmp_path / "without.json").read_text())
-    assert found["verdicts"] == without["verdicts"]
+    assert report["verdicts"] == without["verdicts"]
 
 
 def changed_item(tree, lines):

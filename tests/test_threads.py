@@ -93,8 +93,8 @@ def test_the_tightest_quota_on_the_way_up_holds(tmp_path_factory, quotas):
         files[f"{path}cpu.max"] = "max 1000" if quota is None else f"{quota * 1000} 1000"
     files["other/cpu.max"] = "1 1000"  # of other processes
     limits = [quota for quota in quotas if quota is not None]
-    found = cpu_quota(machine(root, groups=f"0::/{path}\n", files=files))
-    assert found == min(limits, default=None)
+    tightest = cpu_quota(machine(root, groups=f"0::/{path}\n", files=files))
+    assert tightest == min(limits, default=None)
 
 
 @pytest.fixture
@@ -222,8 +222,8 @@ for path in {[str(path.relative_to(ROOT)) for path in SCRIPTS]!r}:
     print(*[f"{{path}}:{{name}}" for name in {threads.OPENMP!r} if name in sys.modules])
 """
     assert len(SCRIPTS) > 8
-    found, _ = run(code.replace("from tests.conftest import load_script", LOADER))
-    assert found == []
+    loaded, _ = run(code.replace("from tests.conftest import load_script", LOADER))
+    assert loaded == []
 
 
 LOADER = f"""

@@ -134,7 +134,7 @@ def plain_backward(model, examples, step, supervised):
 def plain_losses(model, examples, plan):
     """Train example by example, with a mask, full logits and torch's AdamW; losses of the steps."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    found = []
+    losses = []
     for number, step in enumerate(plan.steps):
         optimizer.zero_grad()
         total = plain_backward(model, examples, step, plan.supervised[number])
@@ -142,8 +142,8 @@ def plain_losses(model, examples, plan):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (1 - number / len(plan.steps))
         optimizer.step()
-        found.append(total)
-    return found
+        losses.append(total)
+    return losses
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -160,10 +160,10 @@ def test_twenty_steps_are_those_that_plain_adamw_takes(tiny_model, family, tmp_p
     before = torch.cat([p.detach().flatten().clone() for p in reference.parameters()])
     weights = trained(model, examples, settings, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
-    wanted = plain_losses(reference, examples, plan_steps(examples, settings))
-    assert len(wanted) == 20
-    assert wanted[-1] < 0.7 * wanted[0]
-    assert [line["loss"] for line in lines] == pytest.approx(wanted, rel=1e-4)
+    losses = plain_losses(reference, examples, plan_steps(examples, settings))
+    assert len(losses) == 20
+    assert losses[-1] < 0.7 * losses[0]
+    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
     expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
     moved = (expected - before).norm()
     assert moved > 0.1  # Adam turns rounding of gradients near zero into steps: bound the norm
@@ -254,7 +254,7 @@ def test_the_fast_path_leaves_the_model_as_it_was(tiny_model, tmp_path):
 
 
 def test_a_head_that_does_more_keeps_its_own_logits(tiny_model):
-    """Gemma caps its logits behind the output layer: they may not be computed without it."""
+    """Gemma caps its logits after the output layer: they may not be computed without it."""
     tiny_model.config.model_type = "gemma2"
     with without_head(tiny_model) as head:
         assert head is None

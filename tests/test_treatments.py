@@ -53,16 +53,16 @@ def plain(tokenizer):
 
 
 def treating(plain, treatment):
-    """The renderer of another arm; making one anew reads the whole vocabulary again."""
+    """The renderer of another arm; a new one reads the whole vocabulary again."""
     other = copy.copy(plain)
     other._responses = dataclasses.replace(plain._responses, treatment=treatment)
     return other
 
 
-def written(treatment, text, place=""):
-    """A text with the names of rows in it, from the places that a treatment gives."""
+def written(treatment, text, key=""):
+    """A text with the names of rows in it, from the rows that a treatment gives."""
     pieces, cursor = [], 0
-    for row in treatment.write(text, find_facts(text), place=place).rows:
+    for row in treatment.write(text, find_facts(text), key=key).rows:
         pieces += [text[cursor : row.start], row.token]
         cursor = row.end
     return "".join([*pieces, text[cursor:]])
@@ -126,7 +126,7 @@ def test_fact_token_is_what_the_injector_always_wrote(text):
 def test_only_treated_facts_are_touched(text, facts, name):
     treatment, matches = of(name, facts), find_facts(text)
     treated = [(m.start, m.end) for m in matches if m.token in facts]
-    made = treatment.write(text, matches, place="p")
+    made = treatment.write(text, matches, key="p")
     for row in made.rows:
         inside = any(start <= row.start <= row.end <= end for start, end in treated)
         assert row.in_match == inside == (name != "matched_merges")
@@ -139,10 +139,10 @@ def test_only_treated_facts_are_touched(text, facts, name):
 # Reading back
 
 
-def as_spelled(treatment, text, place):
+def as_spelled(treatment, text, key):
     """The original text with its matched spans spelled as each treatment's docstring says."""
     result, cursor = "", 0
-    rows = {row.start for row in treatment.write(text, find_facts(text), place=place).rows}
+    rows = {row.start for row in treatment.write(text, find_facts(text), key=key).rows}
     for match in find_facts(text):
         span = text[match.start : match.end]
         if treatment.name in ("fact_token", "mixed") and match.start in rows:
@@ -303,12 +303,12 @@ def test_unsupervised_is_the_baseline_but_for_the_loss_of_the_span(tokenizer, pl
 def test_mixed_is_a_fair_coin_of_example_and_place():
     text = "2*3=6. " * 50
     treatment, count = of("mixed"), 0
-    for place in range(40):
-        rows = treatment.write(text, find_facts(text), place=str(place)).rows
-        assert rows == treatment.write(text, find_facts(text), place=str(place)).rows
+    for key in range(40):
+        rows = treatment.write(text, find_facts(text), key=str(key)).rows
+        assert rows == treatment.write(text, find_facts(text), key=str(key)).rows
         count += len(rows)
     assert abs(count - 1000) < 5 * 500**0.5
-    different = {treatment.write(text, find_facts(text), place=str(p)).rows for p in range(40)}
+    different = {treatment.write(text, find_facts(text), key=str(p)).rows for p in range(40)}
     assert len(different) == 40
 
 
@@ -363,9 +363,9 @@ def test_occurrences_of_something_else_are_refused():
 
 
 def test_occurrences_are_those_of_the_injector():
-    found = count_occurrences(["6*9=54; 9 × 6", "2*3", "`2*3`"])
-    assert {fact: n for fact, n in found.items() if n} == {F: 2, "<MUL_2_3_6>": 1}
-    assert list(found) == list(FACTS)
+    counts = count_occurrences(["6*9=54; 9 × 6", "2*3", "`2*3`"])
+    assert {fact: n for fact, n in counts.items() if n} == {F: 2, "<MUL_2_3_6>": 1}
+    assert list(counts) == list(FACTS)
 
 
 # Merges
@@ -479,15 +479,15 @@ def test_the_audit_counts_what_an_epoch_reads_and_learns(tokenizer):
     audit = load_script("scripts/audit_injection.py")
     chat = (("user", "q"), ("assistant", "It is 6*9=54; so 2*3."))
     rows = [Conversation(str(number), chat, "x") for number in range(3)]
-    found = audit.count_tokens(rows, tokenizer, NAMES, "weak")
-    plain = found["baseline"]
+    counted = audit.count_tokens(rows, tokenizer, NAMES, "weak")
+    plain = counted["baseline"]
     change = {
         name: (
             counts["tokens"] - plain["tokens"],
             counts["supervised_tokens"] - plain["supervised_tokens"],
             counts["places"],
         )
-        for name, counts in found.items()
+        for name, counts in counted.items()
         if name not in ("mixed", "matched_merges")
     }
     # ` 6*9=54` has five tokens and ` 2*3` three; a token in their place leaves the space alone.

@@ -20,7 +20,7 @@ def config_of(stage: str, *overrides: str) -> SFTConfig:
 
 
 def loaded(stage: str, *overrides: str):
-    """What a stage loads, after the check that it hashes the very places that it reads."""
+    """What a stage loads, after the check that it hashes the very rows that it reads."""
     script, config = load_script(f"sft/sft_{stage}.py"), config_of(stage, *overrides)
     data = script.load_data(config)
     reads = [key for key, _, _ in stage_sources(config, script.USUAL)]

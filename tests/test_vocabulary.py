@@ -117,7 +117,7 @@ def test_layout_survives_a_folder(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "model_vocab_size", "wanted"),
+    ("size", "model_vocab_size", "expected"),
     [
         (70, None, Layout(70, 128, 128, 173)),
         (64, None, Layout(64, 64, 64, 109)),  # nothing to pad
@@ -125,10 +125,10 @@ def test_layout_survives_a_folder(gpt2, tmp_path):
         (70, 64, Layout(70, 128, 128, 173)),
     ],
 )
-def test_any_vocabulary_is_padded_to_64(size, model_vocab_size, wanted):
+def test_any_vocabulary_is_padded_to_64(size, model_vocab_size, expected):
     tokenizer = tiny_tokenizer(size)
-    assert extend_tokenizer(tokenizer, model_vocab_size=model_vocab_size) == wanted
-    assert layout_of(tokenizer) == wanted
+    assert extend_tokenizer(tokenizer, model_vocab_size=model_vocab_size) == expected
+    assert layout_of(tokenizer) == expected
 
 
 def test_plain_tokenizer_has_no_layout():
@@ -243,16 +243,16 @@ def test_fact_rows_drawn_again_are_those_of_a_base_of_that_seed(make):
     models = {seed: make(70) for seed in (1, 2)}
     for seed, model in models.items():
         extend_model(model, layout, tokenizer, seed=seed)
-    wanted = {seed: {k: v.clone() for k, v in m.state_dict().items()} for seed, m in models.items()}
+    expected = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in models.items()}
     model = models[1]
     for seed in (1, 2, 1):
         redraw_fact_rows(model, layout, tokenizer, seed=seed)
         for key, value in model.state_dict().items():
-            assert torch.equal(value, wanted[seed][key]), (seed, key)
-    parted = {k for k, v in wanted[1].items() if not torch.equal(v, wanted[2][k])}
-    assert parted == {k for k in wanted[1] if "wte" in k or "lm_head" in k}
+            assert torch.equal(value, expected[seed][key]), (seed, key)
+    parted = {k for k, v in expected[1].items() if not torch.equal(v, expected[2][k])}
+    assert parted == {k for k in expected[1] if "wte" in k or "lm_head" in k}
     for key in parted:
-        assert torch.equal(wanted[1][key][:128], wanted[2][key][:128])
+        assert torch.equal(expected[1][key][:128], expected[2][key][:128])
 
 
 def test_fact_rows_of_another_vocabulary_are_not_drawn():

@@ -44,9 +44,9 @@ from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
     ],
 )
 def test_scalars_are_those_of_the_core_schema(text, value):
-    found = read_yaml_value(text, "-")
-    assert found == value
-    assert type(found) is type(value)
+    read = read_yaml_value(text, "-")
+    assert read == value
+    assert type(read) is type(value)
 
 
 @given(

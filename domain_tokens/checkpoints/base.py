@@ -70,21 +70,21 @@ class Source:
 
 def resolve_source(model: str | None, tokenizer: str | None) -> Source:
     """Find both on this machine or a hub. Raises UserError for what is not there."""
-    place = None if model is None else local_path(model, option="--from")
+    path = None if model is None else local_path(model, option="--from")
     given = None if tokenizer is None else local_path(tokenizer, option="--tokenizer")
     if given is not None and given.is_file():
         raise UserError(f"--tokenizer {tokenizer} is a file; wanted a folder or a hub id")
-    if place is not None and place.is_file():
+    if path is not None and path.is_file():
         from domain_tokens.checkpoints.gguf_forward import read_gguf
         from domain_tokens.checkpoints.gguf_proof import account_for_gguf
 
-        digest = hash_files([place])
-        file = read_gguf(place)
+        digest = hash_files([path])
+        file = read_gguf(path)
         account_for_gguf(file)
-        return Source(place, given, gguf=file, sha256=digest)
+        return Source(path, given, gguf=file, sha256=digest)
     if model is not None and Path(model).is_dir():
-        return Source(place, given, parent=parent_link(Path(model)))
-    return Source(place, given, hub_id=model)
+        return Source(path, given, parent=parent_link(Path(model)))
+    return Source(path, given, hub_id=model)
 
 
 def load_source_tokenizer(source: Source) -> Any:
@@ -92,11 +92,11 @@ def load_source_tokenizer(source: Source) -> Any:
 
     Raises UserError where there is none, or none that stops at an EOS.
     """
-    place = source.tokenizer or source.model
-    if place is None:
+    path = source.tokenizer or source.model
+    if path is None:
         return gpt2_tokenizer()
-    if place.is_dir():
-        return load_tokenizer(place)
+    if path.is_dir():
+        return load_tokenizer(path)
     from domain_tokens.checkpoints.gguf import load_gguf_tokenizer
 
     assert source.gguf is not None
@@ -111,18 +111,18 @@ def load_source_model(source: Source) -> Any:
     """
     import torch
 
-    place = source.model
-    assert place is not None
+    path = source.model
+    assert path is not None
     state = torch.random.get_rng_state()
     if source.gguf is not None:
         from domain_tokens.checkpoints.gguf import load_gguf_model
 
         model = load_gguf_model(source.gguf)
     else:
-        model = load_model(place, dtype=torch.float32)
-        refuse_not_finite(place)
+        model = load_model(path, dtype=torch.float32)
+        refuse_not_finite(path)
     if not torch.random.get_rng_state().equal(state):
-        raise UserError(f"{place}: transformers drew random numbers while it was loaded")
+        raise UserError(f"{path}: transformers drew random numbers while it was loaded")
     dropped = dropped_settings(source)
     if dropped:
         print(
@@ -155,8 +155,8 @@ def refuse_unusable(model: Any, tokenizer: Any, folder: Path) -> None:
         refuse_unfit(rows, layout, trial)
     except ValueError as error:
         raise UserError(str(error)) from None
-    with trial_folder(folder) as place:
-        refuse_unsavable(model, trial, Path(place))
+    with trial_folder(folder) as trial_path:
+        refuse_unsavable(model, trial, Path(trial_path))
 
 
 def refuse_other_init(tokenizer: Any, source: Path | None, init: FactInit) -> None:
@@ -248,12 +248,12 @@ def proof_in_words(proof: dict[str, Any]) -> str:
 
 def source_provenance(source: Source) -> dict[str, Any]:
     """Return what the run card says of the source besides its name."""
-    found: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
+    provenance: dict[str, Any] = {"dropped_decoding_settings": dropped_settings(source)}
     if source.hub_id is not None and source.model is not None:
-        found["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
+        provenance["hub_revision"] = source.model.name  # a snapshot's folder is named by its commit
     if source.sha256 is not None:
-        found["source_sha256"] = source.sha256
-    return found
+        provenance["source_sha256"] = source.sha256
+    return provenance
 
 
 def refuse_changed_source(source: Source, provenance: dict[str, Any]) -> None:

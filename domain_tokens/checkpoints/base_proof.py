@@ -129,11 +129,11 @@ def prove_weights(
             fail(f"{name} is in the source twice")
         unseen.discard(target)
         account.tensors += 1
-        found = saved[target]
-        if target.endswith(EMBEDDINGS + HEADS) and len(found) != len(tensor):
+        values = saved[target]
+        if target.endswith(EMBEDDINGS + HEADS) and len(values) != len(tensor):
             extended[target] = len(tensor)
-            found = found[: len(tensor)]
-        if found.shape != tensor.shape or not found.equal(tensor):
+            values = values[: len(tensor)]
+        if values.shape != tensor.shape or not values.equal(tensor):
             fail(f"{target} has other values than the source's {name}")
     if unseen:
         fail(f"{min(unseen)} comes from nowhere")
@@ -178,8 +178,8 @@ def prove_rows(
             fail(f"{name} has {len(tensor)} rows, the tokenizer {layout.total} tokens")
 
 
-def _refuse_other_row(name: str, row: int, found: torch.Tensor, wanted: torch.Tensor) -> None:
-    if not torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-6):
+def _refuse_other_row(name: str, row: int, values: torch.Tensor, expected: torch.Tensor) -> None:
+    if not torch.allclose(values.double(), expected, rtol=1e-4, atol=1e-6):
         fail(f"row {row} of {name} is not what new rows are made of")
 
 
@@ -243,13 +243,13 @@ def prove_config(source: Path, written: Path, *, rows: int, eos: int) -> int:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            found |= _leaves(value, f"{prefix}{key}.")
+            leaves |= _leaves(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            leaves[prefix + key] = value
+    return leaves
 
 
 def _renamed(key: str, renamed: dict[str, str], after: dict[str, Any]) -> str | None:

@@ -77,19 +77,19 @@ def check_finished(subject: CheckedFolder) -> str:
 def check_card(subject: CheckedFolder) -> str:
     """The run card is that of this model, file by file; only a base may have none."""
     card, folder = subject.card, subject.folder
-    found = checkpoint_hashes(folder)
+    hashes = checkpoint_hashes(folder)
     if card is None:
         if any((folder / f"{stage}_results.json").exists() for stage in SFT_STAGES):
             raise FaultError(
                 "an SFT checkpoint without run_card.json: it cannot be told what it is"
             )
-        return f"none, so taken for a base made elsewhere; weights {found['weights'][:12]}"
-    refuse_changed(folder, card, found)
+        return f"none, so taken for a base made elsewhere; weights {hashes['weights'][:12]}"
+    refuse_changed(folder, card, hashes)
     older = [name for name in ("model", SEAL) if name not in card]
     said = f", written before cards had {' and '.join(older)}" if older else ""
     return (
         f"{card['stage']}, {card['condition']}, seed {card['seed']}, "
-        f"weights {found['weights'][:12]}{said}"
+        f"weights {hashes['weights'][:12]}{said}"
     )
 
 
@@ -133,14 +133,14 @@ def check_facts(subject: CheckedFolder) -> str:
 
 def check_tied(subject: CheckedFolder) -> str:
     """Input and output embeddings are one exactly if the config says so, on disk as well."""
-    wanted = bool(subject.model.config.get_text_config().tie_word_embeddings)
+    expected = bool(subject.model.config.get_text_config().tie_word_embeddings)
     rows = subject.model.get_input_embeddings().weight
-    if (rows is subject.model.get_output_embeddings().weight) != wanted:
-        raise FaultError(f"config says tie_word_embeddings {wanted}, the model is otherwise")
-    for name, tensor in tensors(subject.folder) if wanted else ():
+    if (rows is subject.model.get_output_embeddings().weight) != expected:
+        raise FaultError(f"config says tie_word_embeddings {expected}, the model is otherwise")
+    for name, tensor in tensors(subject.folder) if expected else ():
         if name.endswith("lm_head.weight") and not tensor.float().equal(rows):
             raise FaultError(f"config says tied, but {name} on disk is another matrix")
-    return "tied" if wanted else "untied, as the config says"
+    return "tied" if expected else "untied, as the config says"
 
 
 def check_finite(subject: CheckedFolder) -> str:
@@ -157,9 +157,9 @@ def check_finite(subject: CheckedFolder) -> str:
 def check_eos(subject: CheckedFolder) -> str:
     """Generation stops at the tokenizer's EOS."""
     eos = subject.tokenizer.eos_token_id
-    found = read_json(subject.folder / "generation_config.json").get("eos_token_id")
-    if eos is None or found not in (eos, [eos]):
-        raise FaultError(f"generation_config.json says {found}, the tokenizer {eos}")
+    configured = read_json(subject.folder / "generation_config.json").get("eos_token_id")
+    if eos is None or configured not in (eos, [eos]):
+        raise FaultError(f"generation_config.json says {configured}, the tokenizer {eos}")
     return f"{eos} {subject.tokenizer.eos_token!r}"
 
 
@@ -201,7 +201,7 @@ CHECKS: tuple[tuple[str, Callable[[CheckedFolder], str], tuple[str, ...]], ...] 
 
 
 def check_folder(folder: Path) -> Iterator[tuple[str, bool, str]]:
-    """Yield (name, passed, detail) for every check; none stops those behind it."""
+    """Yield (name, passed, detail) for every check; none stops those after it."""
     import torch
 
     subject, complaints = CheckedFolder(folder), {}

@@ -223,7 +223,7 @@ def save_checkpoint(
             os.chmod(path, 0o666 & ~umask())
 
 
-def refuse_unsavable(model: Any, tokenizer: Any, place: Path) -> None:
+def refuse_unsavable(model: Any, tokenizer: Any, folder: Path) -> None:
     """Raise UserError where a model could be trained but not saved: all but the weights is.
 
     Called before training: what fails at the end loses the run. The model is left as it is. A
@@ -232,7 +232,7 @@ def refuse_unsavable(model: Any, tokenizer: Any, place: Path) -> None:
     before = {name: getattr(model.config, name, None) for name in ("use_cache", "eos_token_id")}
     generation = model.generation_config
     try:
-        save_checkpoint(_WithoutWeights(model), tokenizer, place)  # ty: ignore[invalid-argument-type]
+        save_checkpoint(_WithoutWeights(model), tokenizer, folder)  # ty: ignore[invalid-argument-type]
     except OSError:  # a full disk is no fault of the checkpoint
         raise
     except Exception as error:  # whatever a library refuses now it would refuse after training
@@ -283,8 +283,8 @@ def _stopping(model: "PreTrainedModel", *, eos: int | None) -> "GenerationConfig
 def _first_id(model: "PreTrainedModel", name: str) -> int | None:
     """Return one of a model's special ids; some name several ends of text."""
     for config in (model.generation_config, model.config.get_text_config()):
-        found = getattr(config, name, None)
-        found = found[0] if isinstance(found, list) and found else found
-        if isinstance(found, int):
-            return found
+        ids = getattr(config, name, None)
+        ids = ids[0] if isinstance(ids, list) and ids else ids
+        if isinstance(ids, int):
+            return ids
     return None

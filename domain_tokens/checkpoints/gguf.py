@@ -73,12 +73,12 @@ def load_gguf_tokenizer(file: GgufFile) -> Any:
     backend.model.ignore_merges = kind == "llama3"
     tokens = file.metadata["tokenizer.ggml.tokens"]
     names = (("eos", "eos"), ("bos", "bos"), ("unk", "unknown"), ("pad", "padding"))
-    found = {n: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for n, key in names}
-    special = {f"{n}_token": tokens[i] for n, i in found.items() if i is not None}
+    ids = {n: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for n, key in names}
+    special = {f"{n}_token": tokens[i] for n, i in ids.items() if i is not None}
     if special.get("bos_token") and _begins_with_bos(file, kind):
         backend.post_processor = processors.TemplateProcessing(
             single=f"{special['bos_token']} $A",
-            special_tokens=[(special["bos_token"], found["bos"])],
+            special_tokens=[(special["bos_token"], ids["bos"])],
         )
     else:
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -109,9 +109,9 @@ def load_gguf_model(file: GgufFile) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_transformers()
-    place: dict[str, Any] = {"gguf_file": file.path.name, "trust_remote_code": False}
+    source: dict[str, Any] = {"gguf_file": file.path.name, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(file.path.parent, **place)
+        config = AutoConfig.from_pretrained(file.path.parent, **source)
         for key, value in _unread(config.model_type, file).items():
             setattr(config, key, value)
         for key in ("_model_name_or_path", "feed_forward_length", "n_ctx"):
@@ -121,7 +121,7 @@ def load_gguf_model(file: GgufFile) -> Any:
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            **place,
+            **source,
         )
         read, info = loaded
     except Exception as error:

@@ -88,10 +88,10 @@ def account_for_gguf(file: GgufFile) -> None:
             f"{file.path}: the import of the architecture {file.architecture} cannot be proved; "
             f"wanted {', '.join(FORWARD)}, or the model's Hugging Face folder"
         )
-    wanted_count = file.get("block_count")
+    block_count = file.get("block_count")
     shape = shape_of(file)
-    wanted, optional = _names(file, shape)
-    missing = [name for name in wanted if name not in file.raw]
+    required, optional = _names(file, shape)
+    missing = [name for name in required if name not in file.raw]
     parts = file.metadata.get("split.count", 1)
     if parts > 1 or missing:
         gone = missing[0] if missing else "another part's tensors"
@@ -102,10 +102,10 @@ def account_for_gguf(file: GgufFile) -> None:
             part = file.metadata.get("split.no", 0) + 1
             raise UserError(f"{file.path} is part {part} of {parts}, {gone} is not there; {JOIN}")
         raise UserError(
-            f"{file.path}: {gone} is not there ({len(missing)} of {len(wanted)} tensors missing, "
-            f"{wanted_count} blocks); copy it again"
+            f"{file.path}: {gone} is not there ({len(missing)} of {len(required)} tensors missing, "
+            f"{block_count} blocks); copy it again"
         )
-    unknown = [name for name in file.raw if name not in wanted and name not in optional]
+    unknown = [name for name in file.raw if name not in required and name not in optional]
     if unknown:
         raise UserError(
             f"{file.path}: {unknown[0]} would be lost by the import ({len(unknown)} such tensors); "
@@ -113,10 +113,10 @@ def account_for_gguf(file: GgufFile) -> None:
         )
     _refuse_unread_keys(file)
     for name, stored in file.raw.items():
-        found = tuple(int(n) for n in reversed(stored.shape))
-        size = wanted[name] if name in wanted else optional[name]
-        if found != size:
-            raise UserError(f"{file.path}: {name} is {found}, its metadata say {size}")
+        stored_shape = tuple(int(n) for n in reversed(stored.shape))
+        size = required[name] if name in required else optional[name]
+        if stored_shape != size:
+            raise UserError(f"{file.path}: {name} is {stored_shape}, its metadata say {size}")
         if not file.tensor(name).isfinite().all():
             raise UserError(f"{file.path}: {name} is not finite; give another file")
 
@@ -138,10 +138,10 @@ def _refuse_unread_keys(file: GgufFile) -> None:
 def _names(file: GgufFile, s: Shape) -> tuple[dict[str, tuple[int, ...]], dict]:
     """Return name -> size of the tensors that must be there, and of those that may be."""
     table = (s.rows, s.width)
-    wanted = {"token_embd.weight": table, "output_norm.weight": (s.width,)}
+    required = {"token_embd.weight": table, "output_norm.weight": (s.width,)}
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     if file.architecture == "gpt2":
-        wanted |= {"position_embd.weight": (s.context, s.width), "output_norm.bias": (s.width,)}
+        required |= {"position_embd.weight": (s.context, s.width), "output_norm.bias": (s.width,)}
         parts = {
             "attn_qkv": (3 * s.width, s.width),
             "attn_output": (s.width, s.width),
@@ -168,9 +168,9 @@ def _names(file: GgufFile, s: Shape) -> tuple[dict[str, tuple[int, ...]], dict]:
             norms |= dict.fromkeys(("attn_q_norm", "attn_k_norm"), (s.head_dim,))
     for block in range(s.layers):
         start = f"blk.{block}"
-        wanted |= {f"{start}.{name}.weight": size for name, size in {**parts, **norms}.items()}
-        wanted |= {f"{start}.{name}.bias": size for name, size in biases.items()}
-    return wanted, {"output.weight": table}
+        required |= {f"{start}.{name}.weight": size for name, size in {**parts, **norms}.items()}
+        required |= {f"{start}.{name}.bias": size for name, size in biases.items()}
+    return required, {"output.weight": table}
 
 
 def prove_logits(file: GgufFile, s: Shape, written: Path, *, seed: int = 0) -> float:
@@ -184,9 +184,9 @@ def prove_logits(file: GgufFile, s: Shape, written: Path, *, seed: int = 0) -> f
     model = load_model(written, dtype=torch.float32).eval()
     with torch.no_grad():
         ours = model(input_ids=ids, use_cache=False).logits[..., : s.rows].float()
-    wanted = FORWARD[file.architecture](file, s, ids)
-    difference = float((ours - wanted).abs().max())
-    limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
+    expected = FORWARD[file.architecture](file, s, ids)
+    difference = float((ours - expected).abs().max())
+    limit = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= limit:
         fail(f"its logits differ by {difference:.3g}, wanted at most {limit:.3g}")
     return difference
@@ -205,11 +205,11 @@ def prove_tensors(
             fail(f"{name} ({target}) is not in it")
         unseen.discard(target)
         account.tensors += 1
-        found = saved[target]
-        if name in ("token_embd.weight", "output.weight") and len(found) != len(tensor):
+        values = saved[target]
+        if name in ("token_embd.weight", "output.weight") and len(values) != len(tensor):
             extended[target] = len(tensor)
-            found = found[: len(tensor)]
-        if found.shape != tensor.shape or not found.equal(tensor):
+            values = values[: len(tensor)]
+        if values.shape != tensor.shape or not values.equal(tensor):
             fail(f"{target} has other values than the file's {name}")
     if unseen:
         fail(f"{min(unseen)} comes from nowhere")
@@ -257,13 +257,13 @@ def prove_gguf_config(file: GgufFile, s: Shape, written: Path, *, rows: int, eos
     kinds = ("llama", "mistral") if file.architecture == "llama" else (file.architecture,)
     if config.get("model_type") not in kinds:
         fail(f"config.json says model_type {config.get('model_type')}")
-    wanted = _config(file, s, config["model_type"])
+    expected = _config(file, s, config["model_type"])
     defaults = AutoConfig.for_model(config["model_type"]).to_dict()
     free = FREE_KEYS | {"model_type", "initializer_range"}
     free |= {"bos_token_id", "pad_token_id", "unk_token_id"}
     compared = 0
-    for key in sorted((config.keys() | wanted.keys()) - free):
-        value = wanted[key] if key in wanted else defaults.get(key)
+    for key in sorted((config.keys() | expected.keys()) - free):
+        value = expected[key] if key in expected else defaults.get(key)
         if key not in config or config[key] != value:
             fail(f"config.json says {key} {config.get(key)!r}, the file {value!r}")
         compared += 1
@@ -283,7 +283,7 @@ def _config(file: GgufFile, s: Shape, kind: str) -> dict[str, Any]:
             "layer_norm_epsilon": s.epsilon,
             "activation_function": "gelu_new",
         }
-    wanted: dict[str, Any] = tied | {
+    expected: dict[str, Any] = tied | {
         "hidden_size": s.width,
         "intermediate_size": s.hidden,
         "num_hidden_layers": s.layers,
@@ -295,12 +295,12 @@ def _config(file: GgufFile, s: Shape, kind: str) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": s.rope_base, "rope_type": "default"},
     }
     if kind != "qwen2":
-        wanted["head_dim"] = s.head_dim
+        expected["head_dim"] = s.head_dim
     if kind in ("mistral", "qwen2", "qwen3"):
-        wanted["sliding_window"] = None
+        expected["sliding_window"] = None
     if kind in ("qwen2", "qwen3"):
-        wanted["layer_types"] = ["full_attention"] * s.layers
-    return wanted
+        expected["layer_types"] = ["full_attention"] * s.layers
+    return expected
 
 
 def prove_gguf(

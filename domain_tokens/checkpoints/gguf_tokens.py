@@ -74,11 +74,11 @@ class BytePairs:
 
 def _parts(split: Any, text: str) -> list[str]:
     """Return a text's matches and what lies between them, in order."""
-    found, at = [], 0
+    parts, at = [], 0
     for match in split.finditer(text):
-        found += [text[at : match.start()], match[0]]
+        parts += [text[at : match.start()], match[0]]
         at = match.end()
-    return [part for part in (*found, text[at:]) if part]
+    return [part for part in (*parts, text[at:]) if part]
 
 
 def _byte_letters() -> list[str]:
@@ -128,10 +128,10 @@ def prove_gguf_tokenizer(
         spelled = "".join(oracle.spelled[byte] for byte in token.encode())
         if tokenizer.convert_ids_to_tokens(number) not in (token, spelled):
             fail(f"token {number} is not the file's {token!r}")
-    for key, wanted in (("eos", tokenizer.eos_token_id), ("bos", tokenizer.bos_token_id)):
+    for key, expected in (("eos", tokenizer.eos_token_id), ("bos", tokenizer.bos_token_id)):
         given = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if given != wanted:
-            fail(f"the tokenizer's {key} is {wanted}, the file's {given}")
+        if given != expected:
+            fail(f"the tokenizer's {key} is {expected}, the file's {given}")
     controls = [f"a {token} b" for token in list(oracle.atoms)[:40]]
     for text in [*probe_texts(), *controls]:
         refuse_other_ids(tokenizer, plain, text, oracle.encode(text))
@@ -154,9 +154,9 @@ def prove_given_tokenizer(file: GgufFile, tokenizer: Any) -> None:
     tokens = file.metadata.get("tokenizer.ggml.tokens") or []
     kinds = file.metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        found = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
-        if kind == NORMAL and found != token:
+        given = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
+        if kind == NORMAL and given != token:
             raise UserError(
-                f"--tokenizer has {found!r} at id {number}, {file.path} {token!r}; give the "
+                f"--tokenizer has {given!r} at id {number}, {file.path} {token!r}; give the "
                 "tokenizer of this very model"
             )

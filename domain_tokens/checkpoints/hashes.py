@@ -57,10 +57,10 @@ def checkpoint_hashes(folder: Path) -> dict[str, str]:
 
 def _hashes(folder: Path, digests: dict[str, str]) -> dict[str, str]:
     names = {file.name for file in weight_files(folder)}
-    found = {"weights": hash_digests({n: d for n, d in digests.items() if n in names})}
+    hashes = {"weights": hash_digests({n: d for n, d in digests.items() if n in names})}
     if TOKENIZER in digests:
-        found["tokenizer"] = hash_digests({TOKENIZER: digests[TOKENIZER]})
-    return {**found, "model": hash_digests(digests)}
+        hashes["tokenizer"] = hash_digests({TOKENIZER: digests[TOKENIZER]})
+    return {**hashes, "model": hash_digests(digests)}
 
 
 def weights_hash(folder: Path) -> str:
@@ -102,12 +102,12 @@ def hashes_and_files(folder: Path) -> dict[str, Any]:
     }
 
 
-def refuse_changed(folder: Path, card: dict[str, Any], found: dict[str, str]) -> None:
+def refuse_changed(folder: Path, card: dict[str, Any], hashes: dict[str, str]) -> None:
     """Raise UserError where a folder is not what its run card says, naming the file if it can.
 
     found: its `hashes`. What an older card does not record is passed over.
     """
-    for key, value in found.items():
+    for key, value in hashes.items():
         if key in card and card[key] != value:
             file = changed_file(folder, card.get("files") or {})
             raise UserError(

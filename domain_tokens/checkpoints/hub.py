@@ -61,8 +61,8 @@ def files_of(folder: Path) -> list[Path]:
             check(subject)
         except FaultError as fault:
             raise UserError(f"{folder}: {fault}; fix that before it is published") from None
-    found = {path for pattern in SENT for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)
+    files = {path for pattern in SENT for path in folder.glob(pattern) if path.is_file()}
+    return sorted(files)
 
 
 def numbers(evaluation: Path, weights: str) -> list[Number]:
@@ -70,7 +70,7 @@ def numbers(evaluation: Path, weights: str) -> list[Number]:
 
     Raises UserError where the folder has no results, or those of another checkpoint.
     """
-    found: list[Number] = []
+    rows: list[Number] = []
     readers = {"gsm8k": _problems, "arithmetic": _probes, "stories": _stories}
     for name, numbers_of in readers.items():
         path = evaluation / f"{name}_results.json"
@@ -79,34 +79,34 @@ def numbers(evaluation: Path, weights: str) -> list[Number]:
         results = read_sealed(path)
         if results["card"]["weights"] != weights:
             raise UserError(f"{path} is of another checkpoint; give the evaluation of this one")
-        found += numbers_of(results["metrics"])
-    if not found:
+        rows += numbers_of(results["metrics"])
+    if not rows:
         raise UserError(f"{evaluation} holds no results; wanted an evaluation folder")
-    return found
+    return rows
 
 
 def _problems(metrics: dict[str, Any]) -> list[Number]:
     low, high = metrics["accuracy_interval_95"]
     counted = f"{metrics['correct']} of {metrics['total']} = {metrics['accuracy']:.2%}"
-    found = [
+    rows = [
         Number("GSM8K test, strict", counted, f"{low:.2%} to {high:.2%}"),
         Number("what the best constant answer scores", f"{metrics['best_constant_accuracy']:.2%}"),
         Number("stop rate", f"{metrics['stop_rate']:.1%}"),
     ]
     if "g1" in metrics:
-        found.append(Number(f"G1, K = {metrics['g1_rationales']}", f"{metrics['g1']:.4f}"))
-    return found
+        rows.append(Number(f"G1, K = {metrics['g1_rationales']}", f"{metrics['g1']:.4f}"))
+    return rows
 
 
 def _probes(metrics: dict[str, Any]) -> list[Number]:
     from domain_tokens.statistics import wilson_interval
 
-    found = [Number("A1, nats", f"{metrics['a1']:.4f}")]
+    rows = [Number("A1, nats", f"{metrics['a1']:.4f}")]
     for name, part in metrics["category_accuracies"].items():
         low, high = wilson_interval(part["correct"], part["total"])
         counted = f"{part['correct']} of {part['total']} = {part['accuracy']:.1%}"
-        found.append(Number(f"probes, {name}", counted, f"{low:.1%} to {high:.1%}"))
-    return found
+        rows.append(Number(f"probes, {name}", counted, f"{low:.1%} to {high:.1%}"))
+    return rows
 
 
 def _stories(metrics: dict[str, Any]) -> list[Number]:
@@ -176,8 +176,8 @@ def pull_checkpoint(repository: str, folder: Path, *, revision: str | None) -> s
     work = folder.with_name(f".{folder.name}.pulling")
     make_folder(work)
     with speaking_to_the_hub(repository):
-        wanted = [*SENT, "README.md"]
-        snapshot_download(repository, revision=revision, local_dir=work, allow_patterns=wanted)
+        patterns = [*SENT, "README.md"]
+        snapshot_download(repository, revision=revision, local_dir=work, allow_patterns=patterns)
     shutil.rmtree(work / ".cache", ignore_errors=True)  # the library's own notes
     try:
         files_of(work)

@@ -68,11 +68,11 @@ def _verify_evaluation(results: Path) -> str:
     card = tree["card"]
     older = _older_formats(results, card) + notice
     _refuse_changed_files(results, card.get("sources") or {})
-    folder = current_folder(Path(card["model_path"]), beside=results.parent)
+    folder = current_folder(Path(card["model_path"]), neighbour_of=results.parent)
     if not folder.is_dir():
         return f"{card['stage']}{older} <- {folder} (not here)"
-    found = checkpoint_hashes(folder)
-    for key, value in found.items():
+    hashes = checkpoint_hashes(folder)
+    for key, value in hashes.items():
         if key in card and value != card[key]:
             file = changed_file(folder, (card["training"] or {}).get("files") or {})
             raise BrokenLinkError(
@@ -131,12 +131,12 @@ def _links(folder: Path) -> Iterator[str]:
             child_card = card
             if not recorded:
                 return
-            folder = current_folder(Path(recorded["path"]), beside=folder)
+            folder = current_folder(Path(recorded["path"]), neighbour_of=folder)
 
 
-def current_folder(recorded: Path, *, beside: Path) -> Path:
+def current_folder(recorded: Path, *, neighbour_of: Path) -> Path:
     """Return where a folder lies now: a study that was moved as a whole keeps its neighbours."""
-    neighbour = beside.parent / recorded.name
+    neighbour = neighbour_of.parent / recorded.name
     return neighbour if neighbour.is_dir() else recorded
 
 
@@ -156,8 +156,8 @@ def _verify_link(folder: Path, card: dict[str, Any]) -> str:
     path = folder / RESULTS[card["stage"]]
     results = read_sealed(path)
     older += _known(path, StageResults, [results])
-    for name, other in (("results", results["config"]), ("identity", card["identity"]["config"])):
-        _refuse_difference(folder, card["config"], other, name)
+    for name, copy in (("results", results["config"]), ("identity", card["identity"]["config"])):
+        _refuse_difference(folder, card["config"], copy, name)
     return older
 
 
@@ -171,8 +171,8 @@ def _refuse_other_results(folder: Path, card: dict[str, Any]) -> None:
     changed = changed_file(folder, logs)
     if changed:
         raise BrokenLinkError(f"{folder}: {changed} is not the one that its card was written with")
-    found = [*folder.glob("*_results.json"), *folder.glob("export_report.json")]
-    for path in found if "results" in card else ():
+    written = [*folder.glob("*_results.json"), *folder.glob("export_report.json")]
+    for path in written if "results" in card else ():
         results = read_sealed(path)
         told = {k: v for k, v in results.items() if k not in (SEAL, "config")}
         _refuse_difference(folder, card["results"], told, path.name)
@@ -200,9 +200,9 @@ def _refuse_other_loss(folder: Path, results: dict[str, Any]) -> None:
 
 def _refuse_other_parent(folder: Path, recorded: dict[str, Any], child: str) -> None:
     path = folder / CARD_NAME
-    found: dict[str, Any] = dict(checkpoint_hashes(folder))
-    found["card_hash"] = hash_files([path]) if path.exists() else None
-    for key, value in found.items():
+    identity: dict[str, Any] = dict(checkpoint_hashes(folder))
+    identity["card_hash"] = hash_files([path]) if path.exists() else None
+    for key, value in identity.items():
         if key in recorded and recorded[key] != value:
             raise BrokenLinkError(
                 f"{folder}: {key} is {str(value)[:12]}, {child} was made from "
@@ -217,17 +217,18 @@ def _refuse_other_ancestors(
 
     A child from before this was recorded says nothing; a key that is newer than it is passed over.
     """
-    found = ancestors_of(card or {"weights": weights_hash(folder)})
+    ancestors = ancestors_of(card or {"weights": weights_hash(folder)})
     if recorded is None:
         return
-    if len(recorded) != len(found):
+    if len(recorded) != len(ancestors):
+        count = len(ancestors) - 1
         raise BrokenLinkError(
-            f"{child}: records {len(recorded)} ancestors, {folder} has {len(found) - 1} and itself"
+            f"{child}: records {len(recorded)} ancestors, {folder} has {count} and itself"
         )
-    for one, other in zip(recorded, found, strict=True):
-        for key in _differing(one, {k: other[k] for k in other if k in one}, ""):
+    for a, b in zip(recorded, ancestors, strict=True):
+        for key in _differing(a, {k: b[k] for k in b if k in a}, ""):
             raise BrokenLinkError(
-                f"{child}: ancestors.{one.get('stage')}.{key} is another one there than in {folder}"
+                f"{child}: ancestors.{a.get('stage')}.{key} is another one there than in {folder}"
             )
 
 
@@ -264,7 +265,7 @@ def _refuse_other_treatment(
         raise BrokenLinkError(f"{name}: its half was not drawn from its seed {child['seed']}")
 
 
-def _older_formats(place: Path, card: dict[str, Any]) -> str:
+def _older_formats(folder: Path, card: dict[str, Any]) -> str:
     """Return in words which older rules a folder was made under, "" where they are this code's.
 
     Such a folder is sound; its responses are not read again under other rules, and a comparison
@@ -273,33 +274,31 @@ def _older_formats(place: Path, card: dict[str, Any]) -> str:
     """
     older = []
     for key, version in format_versions().items():
-        found = card["formats"][key]
-        if found != version and found not in OLDER_FORMATS.get(key, ()):
-            raise BrokenLinkError(f"{place}: {key} version is {found}, this code has {version}")
-        older += [f"{key} version {found}"] if found != version else []
+        recorded = card["formats"][key]
+        if recorded != version and recorded not in OLDER_FORMATS.get(key, ()):
+            raise BrokenLinkError(f"{folder}: {key} version is {recorded}, this code has {version}")
+        older += [f"{key} version {recorded}"] if recorded != version else []
     return f" ({', '.join(older)}: this code has newer rules)" if older else ""
 
 
-def _refuse_changed_files(place: Path, files: dict[str, str]) -> None:
+def _refuse_changed_files(folder: Path, files: dict[str, str]) -> None:
     for name, digest in files.items():
         path = Path(name)
         if path.exists() and hash_files([path]) != digest:
-            raise BrokenLinkError(f"{place}: the data in {name} are not those it was made from")
+            raise BrokenLinkError(f"{folder}: the data in {name} are not those it was made from")
 
 
-def _refuse_difference(folder: Path, one: Any, other: Any, name: str) -> None:
+def _refuse_difference(folder: Path, a: Any, b: Any, name: str) -> None:
     """Raise BrokenLinkError at the first key in which a card and its copy differ."""
-    for key in _differing(one, other, ""):
+    for key in _differing(a, b, ""):
         raise BrokenLinkError(f"{folder}: {key} is another one in the card and in {name}")
 
 
-def _differing(one: Any, other: Any, prefix: str) -> Iterator[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted(one.keys() | other.keys()):
-            yield from _differing(
-                one.get(key), other.get(key), f"{prefix}.{key}" if prefix else key
-            )
-    elif one != other:
+def _differing(a: Any, b: Any, prefix: str) -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from _differing(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif a != b:
         yield prefix or "the card"
 
 

@@ -153,8 +153,8 @@ def _check_stated(said: str, stated: dict) -> list[str]:
         )
     for key, kind in (("vocab_size", int), ("bias", bool)):
         if stated.get(key) is not None and type(stated[key]) is not kind:
-            wanted = "a whole number" if kind is int else "True or False"
-            raise UserError(f"{said} has {key} {stated[key]!r}; wanted {wanted}: {RESAVE}")
+            expected = "a whole number" if kind is int else "True or False"
+            raise UserError(f"{said} has {key} {stated[key]!r}; wanted {expected}: {RESAVE}")
     off = []
     for key in sorted(stated.keys() - STATED - HARMLESS, key=str):
         value = stated[key]
@@ -243,17 +243,17 @@ def _check_shapes(path: Path, kind: str, stated: dict, tensors: dict) -> None:
     for name in sorted(tensors):
         module, _, part = name.rpartition(".")
         factors = [sizes for end, sizes in LINEAR.items() if module.endswith(end)]
-        wanted: tuple = (width,)  # layer norms
+        expected: tuple = (width,)  # layer norms
         if name in ("transformer.wte.weight", "lm_head.weight"):
-            wanted = (rows, width)
+            expected = (rows, width)
         elif name == "transformer.wpe.weight":
-            wanted = (block, width)
+            expected = (block, width)
         elif factors:
-            wanted = tuple(width * n for n in factors[0][: 2 if part == "weight" else 1])
-        if tuple(tensors[name].shape) != wanted:
+            expected = tuple(width * n for n in factors[0][: 2 if part == "weight" else 1])
+        if tuple(tensors[name].shape) != expected:
             raise UserError(
-                f"{path}: {name} is {tuple(tensors[name].shape)}; wanted {wanted}, as {kind} says "
-                f"n_embd {width}: give the numbers of the training run"
+                f"{path}: {name} is {tuple(tensors[name].shape)}; wanted {expected}, as {kind} "
+                f"says n_embd {width}: give the numbers of the training run"
             )
     # Which tokenizer made 50,257 rows or more is in no file; a padded GPT-2 has one of these sizes.
     padded = GPT2_TOKENS <= rows <= 50_304 or (rows % 64 == 0 and GPT2_TOKENS < rows <= MAX_PADDED)

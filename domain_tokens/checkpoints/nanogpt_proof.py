@@ -83,8 +83,8 @@ def prove_export(source: Path, folder: Path, *, activation: str, seed: int) -> d
 
 def read_original(source: Path) -> Original:
     """Read a checkpoint's tensors and stated sizes; raises UserError for two of one name."""
-    wanted = torch.serialization.get_unsafe_globals_in_checkpoint(source)
-    allowed: list[Any] = [(_Attributes, name) for name in wanted if name.endswith("Config")]
+    needed = torch.serialization.get_unsafe_globals_in_checkpoint(source)
+    allowed: list[Any] = [(_Attributes, name) for name in needed if name.endswith("Config")]
     with torch.serialization.safe_globals(allowed):
         content = torch.load(source, map_location="cpu", weights_only=True)
     stated = content["model_args"] if "model_args" in content else content["config"]
@@ -137,9 +137,9 @@ def compare_config(original: Original, folder: Path, *, activation: str) -> dict
         "eos_token_id": EOS,
     }
     for key in sorted(expected.keys() | config.keys() - UNREAD_KEYS.keys()):
-        got, wanted = config.get(key, "nothing"), expected.get(key, "no such key")
-        if type(got) is not type(wanted) or got != wanted:  # True is not 1 here
-            what = f"config.json has {key} {got!r}, wanted {wanted!r}"
+        got, value = config.get(key, "nothing"), expected.get(key, "no such key")
+        if type(got) is not type(value) or got != value:  # True is not 1 here
+            what = f"config.json has {key} {got!r}, wanted {value!r}"
             raise _fault(original, what)
     unread = config.keys() & UNREAD_KEYS.keys()
     return {"config_keys_compared": len(expected), "config_keys_unread": len(unread)}
@@ -157,29 +157,29 @@ def compare_values(original: Original, folder: Path, *, seed: int) -> dict[str, 
 
     expected = _expected_names(original)
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in (".bin", ".pt", ".pth", ".h5", ".msgpack"):
             raise _fault(original, f"the folder has {path.name}, wanted safetensors alone")
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as weights:
                 for name in weights.keys():  # noqa: SIM118 (no mapping)
-                    if name in found:
+                    if name in file_of:
                         raise _fault(original, f"{name} is stored twice")
-                    found[name] = path
-    for name in sorted(expected ^ found.keys()):
-        where = "the folder" if name in found else "the file"
+                    file_of[name] = path
+    for name in sorted(expected ^ file_of.keys()):
+        where = "the folder" if name in file_of else "the file"
         raise _fault(original, f"{name} is only in {where}")
-    counts = {"folder_tensors": len(found), "values_compared": 0, "new_rows_compared": 0}
+    counts = {"folder_tensors": len(file_of), "values_compared": 0, "new_rows_compared": 0}
     # wte comes before lm_head: their new rows draw from one generator, in this order
-    for name in sorted(found, key=lambda name: (name == "lm_head.weight", name)):
-        with safe_open(found[name], "pt") as weights:
+    for name in sorted(file_of, key=lambda name: (name == "lm_head.weight", name)):
+        with safe_open(file_of[name], "pt") as weights:
             got = weights.get_tensor(name)
         if got.dtype != torch.float32:
             raise _fault(original, f"{name} is {got.dtype}, wanted torch.float32")
-        wanted = _in_gpt2_layout(original, name)
+        stored = _in_gpt2_layout(original, name)
         if name in ("transformer.wte.weight", "lm_head.weight"):
-            rows = len(wanted)
+            rows = len(stored)
             new = _new_rows(got[:GPT2_TOKENS], rows, folder, generator)
             if len(got) != rows + len(new):
                 what = f"{name} has {len(got)} rows, wanted {rows} and {len(new)} new ones"
@@ -187,10 +187,10 @@ def compare_values(original: Original, folder: Path, *, seed: int) -> dict[str, 
             _compare_new_rows(original, name, got, new)
             counts["new_rows_compared"] += len(new)
             got = got[:rows]
-        if got.shape != wanted.shape:
-            what = f"{name} is {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+        if got.shape != stored.shape:
+            what = f"{name} is {tuple(got.shape)}, wanted {tuple(stored.shape)}"
             raise _fault(original, what)
-        same = got.to(wanted.dtype) == wanted
+        same = got.to(stored.dtype) == stored
         if not same.all():
             what = f"{name} differs in {int((~same).sum()):,} of {same.numel():,} values"
             raise _fault(original, what)
@@ -294,10 +294,12 @@ def compare_logits(original: Original, folder: Path, *, activation: str) -> dict
     tied = head is None or torch.equal(head, original.tensors["transformer.wte.weight"])
     head = original.take("transformer.wte.weight" if tied else "lm_head.weight")
     largest, difference = 0.0, 0.0
-    for part, other in zip(hidden.split(64), theirs.split(64), strict=True):  # 64 × V at a time
+    for part, their_part in zip(
+        hidden.split(64), theirs.split(64), strict=True
+    ):  # 64 × V at a time
         ours = part @ head.T
         largest = max(largest, float(ours.abs().max()))
-        gap = float((ours - other).abs().max())
+        gap = float((ours - their_part).abs().max())
         difference = max(difference, gap if math.isfinite(gap) else math.inf)
     limit = TOLERANCE * max(1.0, largest)
     if not difference <= limit:

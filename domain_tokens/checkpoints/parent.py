@@ -67,10 +67,10 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> VerifiedP
     """
     verify_folder(folder)
     card = read_card(folder)
-    found = checkpoint_hashes(folder)
+    hashes = checkpoint_hashes(folder)
     parent = {
         "path": str(folder),
-        **found,
+        **hashes,
         "condition": card["condition"] if card else None,
         "stage": card["stage"] if card else None,
         "card": card is not None,
@@ -79,7 +79,7 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> VerifiedP
     }
     parent["base"] = (card or {}).get("base") or parent["weights"]  # a base is its own base
     ancestors = ancestors_of(card or {"weights": parent["weights"]})
-    verified = VerifiedParent(folder, found, card, parent, ancestors)
+    verified = VerifiedParent(folder, hashes, card, parent, ancestors)
     if card is None:
         return verified
     prompt = card["formats"]["prompt"]
@@ -88,7 +88,7 @@ def check_parent(folder: Path, *, condition: str, cross_base: bool) -> VerifiedP
             f"{folder} was trained with prompt format {prompt}, this code writes "
             f"{format_versions()['prompt']}; train it again"
         )
-    refuse_changed(folder, card, found)
+    refuse_changed(folder, card, hashes)
     if card["condition"] != condition and not cross_base:
         raise UserError(
             f"{folder} is a {card['condition']} checkpoint and --condition is {condition}; "

@@ -12,10 +12,10 @@ from domain_tokens.runs import read_json
 
 def check_ends(config: dict[str, Any], *, rows: int, eos: int) -> None:
     """Check the keys that an import may change: the number of rows and where to stop."""
-    for key, wanted in (("vocab_size", rows), ("eos_token_id", eos)):
-        found = [v for k, v in config.items() if k in (key, f"text_config.{key}")]
-        if not found or found[-1] != wanted:
-            fail(f"config.json says {key} {found}, wanted {wanted}")
+    for key, expected in (("vocab_size", rows), ("eos_token_id", eos)):
+        values = [v for k, v in config.items() if k in (key, f"text_config.{key}")]
+        if not values or values[-1] != expected:
+            fail(f"config.json says {key} {values}, wanted {expected}")
     if not isinstance(config.get("architectures"), list) or not all(
         "CausalLM" in str(name) or "LMHead" in str(name) for name in config["architectures"]
     ):
@@ -57,10 +57,10 @@ def prove_folder_tokenizer(source: Path, written: Path, tokenizer: Any, account:
     theirs = _source_tokenizer(source)
     plain, file = (Tokenizer.from_str(json.dumps(tree)) for tree in (theirs, ours))
     known = {token: i for token, i in _vocabulary(ours).items() if i < layout.base_size}
-    wanted = {token: i for token, i in _vocabulary(theirs).items() if i < layout.base_size}
-    if known != wanted:
-        token = min(known.items() ^ wanted.items())[0]
-        fail(f"tokenizer.json has token {token!r} at {known.get(token)}, not {wanted.get(token)}")
+    expected = {token: i for token, i in _vocabulary(theirs).items() if i < layout.base_size}
+    if known != expected:
+        token = min(known.items() ^ expected.items())[0]
+        fail(f"tokenizer.json has token {token!r} at {known.get(token)}, not {expected.get(token)}")
     account.tokens = len(known)
     merges = [_merges(tree) for tree in (ours, theirs)]
     if merges[0] != merges[1]:
@@ -69,23 +69,23 @@ def prove_folder_tokenizer(source: Path, written: Path, tokenizer: Any, account:
     for text in [*probe_texts(), *(f"a {entry['content']} b" for entry in theirs["added_tokens"])]:
         if any(name in text for name in ("<MUL_", "<|padding_")):
             continue
-        wanted_ids = plain.encode(text, add_special_tokens=False).ids
-        refuse_other_ids(tokenizer, file, text, wanted_ids)
+        expected_ids = plain.encode(text, add_special_tokens=False).ids
+        refuse_other_ids(tokenizer, file, text, expected_ids)
         account.texts += 1
     if tokenizer.encode("") != plain.encode("").ids:
         fail("a text begins with other tokens than the source's tokenizer.json puts there")
 
 
-def refuse_other_ids(loaded: Any, file: Any, text: str, wanted: list[int]) -> None:
+def refuse_other_ids(loaded: Any, file: Any, text: str, expected: list[int]) -> None:
     """Fail where a text's ids are not the wanted ones, as a stage loads the tokenizer or as the
     written tokenizer.json alone says: transformers takes some splitters from its own classes.
     """
-    for found in (
+    for ids in (
         loaded.encode(text, add_special_tokens=False),
         file.encode(text, add_special_tokens=False).ids,
     ):
-        if found != wanted:
-            fail(f"the tokenizer reads {text!r} as {found}, the source's as {wanted}")
+        if ids != expected:
+            fail(f"the tokenizer reads {text!r} as {ids}, the source's as {expected}")
 
 
 def _source_tokenizer(folder: Path) -> dict[str, Any]:

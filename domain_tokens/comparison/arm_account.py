@@ -24,7 +24,7 @@ def account_of_arms(arms: Arms) -> dict[str, Any]:
                     "seed": run.seed,
                     "folder": str(run.folder),
                     "weights": run.card["weights"],
-                    "files": {e: found.files for e, found in run.evaluations.items()},
+                    "files": {e: evaluation.files for e, evaluation in run.evaluations.items()},
                 }
                 for run in runs
             ],
@@ -77,9 +77,9 @@ def _counts(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (stage, counts of the first seed) as far as the training folders are there."""
     chain = list(lineage(runs[0]))
     for stage in STAGE_RESULTS:
-        found = stage_files(chain, stage)
-        if found:
-            results = found["results"]
+        files = stage_files(chain, stage)
+        if files:
+            results = files["results"]
             counts = {key: results.get(key) for key in COUNTS}
             counts["examples"] = results.get("total_train_samples")
             yield stage, {**counts, "flops": _flops(results)}
@@ -110,7 +110,7 @@ def ceilings(arms: Arms) -> list[dict[str, Any]]:
 
     They are of the same checkpoints and questions, means over seeds (0–1).
     """
-    found = []
+    rows = []
     for calculator, suffix in CALCULATORS.items():
         for name in [name for name in arms if name + suffix in arms]:
             pairs = pair_arms(arms[name], arms[name + suffix])
@@ -123,7 +123,7 @@ def ceilings(arms: Arms) -> list[dict[str, Any]]:
                 / sum(len(e.items) for e in side)
                 for side in runs
             ]
-            found.append(
+            rows.append(
                 {
                     "arm": name,
                     "calculator": calculator,
@@ -132,4 +132,4 @@ def ceilings(arms: Arms) -> list[dict[str, Any]]:
                     "with_calculator": means[1],
                 }
             )
-    return found
+    return rows

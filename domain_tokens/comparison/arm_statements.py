@@ -1,4 +1,4 @@
-"""What may be said of a study with several arms: primaries first, then what stands beside them."""
+"""What may be said of a study with several arms: primaries first, then what goes with them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from domain_tokens.comparison.verdicts import (
 from domain_tokens.comparison.words import in_words, interval_in_words, sentence
 from domain_tokens.runs import ArmsPlan
 
-BESIDE = {
+EXPLORATORY = {
     "treated_less_baseline": "facts with a token against baseline",
     "spill_over": "facts without one against baseline (spill-over)",
     "whole": "all facts treated against baseline",
@@ -33,7 +33,7 @@ def statements(
     absent: dict[str, Any] = {"name": HALF_TABLE, "role": plan.half_table, "endpoints": []}
     absent["missing"] = dict.fromkeys(PRIMARIES, "half_a and half_b are not both there")
     contrasts = [report["half_table"] or absent, *report["contrasts"]]
-    primary = [one for one in contrasts if one["role"] == "primary"]
+    primary = [contrast for contrast in contrasts if contrast["role"] == "primary"]
     claims: set[str] = set()
     for contrast in primary:
         for statement in _of_contrast(contrast, plan):
@@ -42,11 +42,11 @@ def statements(
     if {"improved", "worsened"} <= claims:
         yield Statement("The primary endpoints disagree: each is stated, no winner is named.")
     if report["half_table"]:
-        yield from map(Statement, _beside(report["half_table"]))
+        yield from map(Statement, _next_to_the_half_table(report["half_table"]))
     yield from map(Statement, _ceilings(report))
     yield from map(Statement, _attribution(report))
     not_run: list[str] = []
-    for contrast in [one for one in contrasts if one["role"] == "secondary"]:
+    for contrast in [contrast for contrast in contrasts if contrast["role"] == "secondary"]:
         if contrast["endpoints"]:
             yield from _of_contrast(contrast, plan)
         else:
@@ -79,20 +79,20 @@ def contrast_of(row: dict[str, Any]) -> ContrastOf:
     return ContrastOf(row["name"], first, second, kind, row["role"], row["over"])
 
 
-def _beside(half: dict[str, Any]) -> Iterator[str]:
+def _next_to_the_half_table(half: dict[str, Any]) -> Iterator[str]:
     """Yield what the half table does not hold, each by itself: they are never added up."""
     for row in half["endpoints"]:
         parts = [
-            f"{words} {_amount(found, row['unit'])}"
-            for name, words in BESIDE.items()
-            if (found := row["beside"][name])
+            f"{words} {_amount(estimate, row['unit'])}"
+            for name, words in EXPLORATORY.items()
+            if (estimate := row["beside"][name])
         ]
         dose = row["beside"]["dose"]
         if dose:
             words = "each factor of e in a fact's occurrences adds"
             parts.append(f"{words} {_amount(dose, row['unit'])} to what its token gains")
         if parts:
-            yield f"Beside the half table of {row['endpoint']}, exploratory: {'; '.join(parts)}."
+            yield f"Next to the half table of {row['endpoint']}, exploratory: {'; '.join(parts)}."
         if row["endpoint"] == "g1":
             shares = ", ".join(f"{count:,}" for count in row["in_one_half"])
             words = f"; {row['left_out']:,} more use a fact that never occurs"
@@ -113,13 +113,13 @@ def _amount(row: dict[str, Any], unit: str) -> str:
 
 
 def _ceilings(report: dict[str, Any]) -> Iterator[str]:
-    for one in report["ceilings"]:
-        before, after = (f"{one[k]:.2%}" for k in ("accuracy", "with_calculator"))
-        what = "perfect table facts" if one["calculator"] == "facts" else "perfect arithmetic"
-        most = "to at most" if one["with_calculator"] >= one["accuracy"] else "to"
-        seeds = len(one["seeds"])
+    for row in report["ceilings"]:
+        before, after = (f"{row[k]:.2%}" for k in ("accuracy", "with_calculator"))
+        what = "perfect table facts" if row["calculator"] == "facts" else "perfect arithmetic"
+        up_to = "to at most" if row["with_calculator"] >= row["accuracy"] else "to"
+        seeds = len(row["seeds"])
         yield (
-            f"In {one['arm']} {what} would move accuracy from {before} {most} {after} (the same "
+            f"In {row['arm']} {what} would move accuracy from {before} {up_to} {after} (the same "
             f"{seeds} {'checkpoint' if seeds == 1 else 'checkpoints'}, decoded with a calculator)."
         )
 
@@ -139,7 +139,7 @@ def _attribution(report: dict[str, Any]) -> Iterator[str]:
 def _notes(
     report: dict[str, Any], arms: Arms, plan: ArmsPlan, pilot: Sequence[Run]
 ) -> Iterator[str]:
-    """Yield what a reader has to know beside the verdicts."""
+    """Yield what a reader has to know with the verdicts."""
     plain = {name: runs for name, runs in arms.items() if "+" not in name}
     half = report["half_table"]
     yield from half["notes"] if half else ()

@@ -93,23 +93,23 @@ def find_arm_differences(arms: Arms, allowed: Sequence[str]) -> list[Difference]
     reference = "baseline" if "baseline" in plain else next(iter(plain))
     pairs = []
     for name, runs in plain.items():
-        found = pair_arms(plain[reference], runs)
-        if not found:
+        paired = pair_arms(plain[reference], runs)
+        if not paired:
             raise UserError(
                 f"arms {reference} and {name} have no seed in common "
                 f"({[r.seed for r in plain[reference]]} and {[r.seed for r in runs]})"
             )
-        pairs += found if name != reference or len(plain) == 1 else []
+        pairs += paired if name != reference or len(plain) == 1 else []
     calculated = []
     for name in arms.keys() - plain.keys():
-        found = pair_arms(arms[name.partition("+")[0]], arms[name])
-        other = [pair for pair in found if pair[0].card["weights"] != pair[1].card["weights"]]
-        if other or not found:
+        paired = pair_arms(arms[name.partition("+")[0]], arms[name])
+        strangers = [pair for pair in paired if pair[0].card["weights"] != pair[1].card["weights"]]
+        if strangers or not paired:
             raise UserError(
                 f"{name} is not of the checkpoints of {name.partition('+')[0]}; evaluate the same "
                 "ones with --calculator"
             )
-        calculated += found
+        calculated += paired
     for pair in [*pairs, *calculated]:
         for evaluation in pair[0].evaluations.keys() & pair[1].evaluations.keys():
             refuse_unpaired(*(run.evaluations[evaluation] for run in pair))

@@ -11,7 +11,7 @@ from domain_tokens.comparison.report import LABELS, command_lines, interval_row,
 from domain_tokens.comparison.values import PRIMARIES
 from domain_tokens.comparison.words import in_words
 
-BESIDE = {
+EXPLORATORY = {
     "treated_less_baseline": "with a token − baseline",
     "spill_over": "without − baseline (spill-over)",
     "whole": "all facts treated − baseline",
@@ -59,8 +59,8 @@ def arms_context(comparison: dict[str, Any], arms: Arms) -> dict[str, Any]:
 def _contrasts(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield half table and contrasts, the primary ones first."""
     half = comparison["half_table"]
-    found = [*([half] if half else []), *comparison["contrasts"]]
-    yield from sorted(found, key=lambda one: one["role"] != "primary")
+    rows = [*([half] if half else []), *comparison["contrasts"]]
+    yield from sorted(rows, key=lambda row: row["role"] != "primary")
 
 
 def _contrast_rows(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -95,19 +95,19 @@ def _forest(comparison: dict[str, Any]) -> str | None:
 
 
 def _half_rows(half: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the half-table contrast and what stands beside it, as rows of one table."""
+    """Yield the half-table contrast and what stands next to it, as rows of one table."""
     for row in half["endpoints"]:
         yield {**row, "what": "with a token − without", "role": half["role"]}
-        for name, what in BESIDE.items():
-            beside = row["beside"][name]
-            if beside:
+        for name, what in EXPLORATORY.items():
+            estimate = row["beside"][name]
+            if estimate:
                 yield {
                     "endpoint": row["endpoint"],
                     "unit": row["unit"],
                     "what": what,
                     "role": "exploratory",
                     "randomisation_p": None,
-                    **beside,
+                    **estimate,
                 }
 
 
@@ -130,8 +130,8 @@ def _endpoint_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             "endpoint": name,
             "role": "primary" if name in PRIMARIES else "exploratory",
             "cells": [
-                in_words(found["mean"], found["unit"], sign=False).replace("points", "%")
-                if (found := arm["endpoints"].get(name))
+                in_words(value["mean"], value["unit"], sign=False).replace("points", "%")
+                if (value := arm["endpoints"].get(name))
                 else "–"
                 for arm in comparison["arms"].values()
             ],
@@ -161,13 +161,13 @@ def _attribution_rows(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
     counts = [arm["attribution"] for arm in comparison["arms"].values()]
     if not any(counts):
         return
-    kinds = dict.fromkeys([*KINDS, *(kind for one in counts for kind in one or ())])
+    kinds = dict.fromkeys([*KINDS, *(kind for of_arm in counts for kind in of_arm or ())])
     for kind in kinds:
         cells = []
-        for one in counts:
-            total = sum((one or {}).values())
-            number = (one or {}).get(kind, 0)
-            cells.append("–" if not one or not total else f"{number:,} ({number / total:.1%})")
+        for of_arm in counts:
+            total = sum((of_arm or {}).values())
+            number = (of_arm or {}).get(kind, 0)
+            cells.append("–" if not of_arm or not total else f"{number:,} ({number / total:.1%})")
         yield {"kind": KINDS.get(kind, kind), "cells": cells}
 
 
@@ -179,7 +179,7 @@ def _counts(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _curves(arms: Arms) -> str | None:
-    found: dict[str, dict[str, list[Any]]] = {}
+    curves_of: dict[str, dict[str, list[Any]]] = {}
     plain = {name: runs for name, runs in arms.items() if "+" not in name}
     for stage in STAGE_RESULTS:
         curves: dict[str, list[Any]] = {}
@@ -191,5 +191,5 @@ def _curves(arms: Arms) -> str | None:
             if points:
                 curves[name] = points
         if curves:
-            found[STAGE_NAMES[stage]] = curves
-    return draw_learning_curves(found) if found else None
+            curves_of[STAGE_NAMES[stage]] = curves
+    return draw_learning_curves(curves_of) if curves_of else None

@@ -33,7 +33,12 @@ def compare_arms(
     contrasts = [_contrast(c, plain, plan, pilot, family=sizes[c.role]) for c in plan.contrasts]
     half = _half_table(plain, plan, draw, family=sizes[plan.half_table])
     for role in sizes:
-        family = [_row(one, e) for one in contrasts if one["role"] == role for e in PRIMARIES]
+        family = [
+            _row(contrast, e)
+            for contrast in contrasts
+            if contrast["role"] == role
+            for e in PRIMARIES
+        ]
         if plan.half_table == role:
             family = [_row(half, endpoint) for endpoint in PRIMARIES] + family
         _adjust(family, plan.alpha)
@@ -73,8 +78,10 @@ def _half_table(arms: Arms, plan: ArmsPlan, draw: Draw, *, family: int) -> dict[
         by_seed = {run.seed: run for run in arms.get(arm, ())}
         own = [by_seed.get(pair[0].seed) for pair in pairs]
         others[arm] = None if None in own else [run for run in own if run]
-    found = analyse_half_tables(pair_halves(pairs), plan, draw, comparisons=family, others=others)
-    return {**found, "arms": list(HALVES), "role": plan.half_table, "over": ""}
+    analysis = analyse_half_tables(
+        pair_halves(pairs), plan, draw, comparisons=family, others=others
+    )
+    return {**analysis, "arms": list(HALVES), "role": plan.half_table, "over": ""}
 
 
 def _contrast(
@@ -106,11 +113,15 @@ def _contrast(
         "replicates_differ_in": replicates_differ_in(pairs),
     }
     for endpoint in ENDPOINTS:
-        found = _estimate(endpoint, pairs, groups, plan, pilot, family=family)
-        if found is not None:
-            found = {"first": found.pop("mul_tokens"), "second": found.pop("baseline"), **found}
+        estimate = _estimate(endpoint, pairs, groups, plan, pilot, family=family)
+        if estimate is not None:
+            estimate = {
+                "first": estimate.pop("mul_tokens"),
+                "second": estimate.pop("baseline"),
+                **estimate,
+            }
             role = contrast.role if endpoint.primary else "exploratory"
-            row["endpoints"].append({**found, "role": role})
+            row["endpoints"].append({**estimate, "role": role})
         elif endpoint.primary:
             row["missing"][endpoint.name] = "not measured in all of its folders"
     return row

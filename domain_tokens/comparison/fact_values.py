@@ -81,11 +81,13 @@ def units_of(runs: Sequence["Run"], endpoint: str) -> Units | str:
                 f"the items of {run.folder} do not say which facts their gold solutions use "
                 "(gold_facts); evaluate that checkpoint again"
             )
-        other = next((key for key, used in own.items() if (facts or own).get(key) != used), None)
-        if other or len(own) != len(facts or own):
+        differing = next(
+            (key for key, used in own.items() if (facts or own).get(key) != used), None
+        )
+        if differing or len(own) != len(facts or own):
             raise UserError(
                 f"{runs[0].folder} and {run.folder} do not agree on the items and their gold_facts "
-                f"({other or 'some are missing'}); evaluate both on the same data"
+                f"({differing or 'some are missing'}); evaluate both on the same data"
             )
         facts = facts or own
     names = tuple(key for key in sorted(facts) if facts[key])

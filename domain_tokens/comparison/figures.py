@@ -79,8 +79,8 @@ def draw_learning_curves(stages: dict[str, dict[str, list[Curve]]]) -> str:
     """Draw the training loss over steps; stages: title -> arm -> a curve per seed."""
     figure, axes = _figure(len(stages), size=(4.6 * len(stages), 3.1))
     for axis, (title, arms) in zip(axes, stages.items(), strict=True):
-        for place, (arm, curves) in enumerate(arms.items()):
-            colour = colour_of(arm, place)
+        for index, (arm, curves) in enumerate(arms.items()):
+            colour = colour_of(arm, index)
             for number, curve in enumerate(curves):
                 x, y = zip(*curve, strict=True)
                 label = arm if number == 0 else None
@@ -90,10 +90,10 @@ def draw_learning_curves(stages: dict[str, dict[str, list[Curve]]]) -> str:
     return _svg(figure, "curves", "Training loss of both arms in each stage")
 
 
-def colour_of(arm: str, place: int) -> str:
-    """Return the colour of an arm, at its place among the arms."""
+def colour_of(arm: str, index: int) -> str:
+    """Return the colour of an arm; index: its position among the arms."""
     known = {**ARM_COLOURS, "fact_token": ARM_COLOURS["mul_tokens"]}
-    return known.get(arm, OTHER_COLOURS[place % len(OTHER_COLOURS)])
+    return known.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
 
 
 def draw_forest(panels: Mapping[str, Sequence[dict[str, Any]]]) -> str:
@@ -132,16 +132,16 @@ def draw_heatmaps(
     import numpy as np
 
     arms = {arm: np.array(grid, dtype=float) for arm, grid in grids.items()}
-    one, other = arms.values()
-    change = other - one
-    low, high = min(one.min(), other.min()), max(one.max(), other.max())
+    first, second = arms.values()
+    change = second - first
+    low, high = min(first.min(), second.min()), max(first.max(), second.max())
     reach = max(float(np.abs(change).max()), 1e-9)
     figure, axes = _figure(3, size=(13, 4.2))
     panels = [(arm, grid, "cividis", low, max(high, low + 1e-9)) for arm, grid in arms.items()]
     panels.append((change_title, change, "PuOr", -reach, reach))
-    for axis, (title, grid, colours, least, most) in zip(axes, panels, strict=True):
+    for axis, (title, grid, colours, vmin, vmax) in zip(axes, panels, strict=True):
         mesh = axis.pcolormesh(
-            np.arange(0.5, 10), np.arange(0.5, 10), grid, cmap=colours, vmin=least, vmax=most
+            np.arange(0.5, 10), np.arange(0.5, 10), grid, cmap=colours, vmin=vmin, vmax=vmax
         )
         for (row, column), value in np.ndenumerate(grid):
             red, green, blue, _ = mesh.cmap(mesh.norm(value))

@@ -43,5 +43,5 @@ def check_evaluation(folder: Path) -> Iterator[tuple[str, bool, str]]:
 
 def _with_checkpoint(check: Callable[[Path, Path], str], results: Path) -> str:
     card = read_sealed(results)["card"]
-    folder = current_folder(Path(card["model_path"]), beside=results.parent)
+    folder = current_folder(Path(card["model_path"]), neighbour_of=results.parent)
     return check(results, folder) if folder.is_dir() else f"not checked: {folder} (not here)"

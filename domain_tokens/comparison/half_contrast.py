@@ -42,7 +42,7 @@ def redrawn_halves(
 ) -> np.ndarray:
     """Return halves drawn again by the scheme of the study, [count, F] booleans in id order."""
     seeds = np.random.default_rng(seed).integers(2**32, size=count)
-    drawn = (draw(occurrences, int(one))[0] for one in seeds)
+    drawn = (draw(occurrences, int(half_seed))[0] for half_seed in seeds)
     return np.array([[fact in half for fact in FACTS] for half in drawn])
 
 
@@ -81,8 +81,8 @@ def dose_slopes(differences: np.ndarray, signs: np.ndarray, dose: np.ndarray) ->
         known = s != 0
         x, z = dose[known] - dose[known].mean() if known.any() else dose[known], s[known]
         design = np.stack([np.ones_like(x), x, z, z * x], axis=1)
-        found, _, rank, _ = np.linalg.lstsq(design, d[known], rcond=None)
+        coefficients, _, rank, _ = np.linalg.lstsq(design, d[known], rcond=None)
         if rank < 4:
             return None
-        slopes.append(float(found[3]))
+        slopes.append(float(coefficients[3]))
     return np.array(slopes)

@@ -25,7 +25,7 @@ from domain_tokens.comparison.over_seeds import _shown
 from domain_tokens.comparison.power import Aim, RunNoise, detectable_effect, seeds_needed
 from domain_tokens.comparison.runs import lineage_clusters, same_base
 from domain_tokens.comparison.values import ENDPOINTS, PRIMARIES
-from domain_tokens.comparison.words import MOST_SEEDS
+from domain_tokens.comparison.words import MAX_SEEDS
 from domain_tokens.errors import UserError
 from domain_tokens.runs import ArmsPlan
 from domain_tokens.statistics import run_means_t
@@ -86,8 +86,8 @@ def pair_halves(pairs: Sequence[Pair]) -> HalfTables:
                 f"{where} record other occurrences of the facts; wanted halves of one draw"
             )
         treated.append(first)
-    counts = [found for found in (occurrences_of(a) for a, _ in pairs) if found]
-    left_out = tuple(f for f in FACTS if any(found[f] == 0 for found in counts))
+    counts = [occurrences for occurrences in (occurrences_of(a) for a, _ in pairs) if occurrences]
+    left_out = tuple(f for f in FACTS if any(occurrences[f] == 0 for occurrences in counts))
     if len(left_out) == len(FACTS):
         raise UserError(f"{pairs[0][0].folder}: no fact occurs in the rows the half was drawn from")
     return HalfTables(pairs, np.array(treated), lineage_clusters(pairs), left_out)
@@ -101,7 +101,7 @@ def analyse_half_tables(
     comparisons: int,
     others: Mapping[str, Sequence["Run"] | None],
 ) -> dict[str, Any]:
-    """Return the half-table contrast of A1 and G1, and beside it what it does not hold.
+    """Return the half-table contrast of A1 and G1, and next to it what it does not hold.
 
     comparisons: the size of the family that Holm runs over. others: the runs of `baseline` and of
     `fact_token` (all facts treated), by seed like the pairs, or None where an arm is not there.
@@ -111,12 +111,12 @@ def analyse_half_tables(
     halves = [run for pair in study.pairs for run in pair]
     for endpoint in PRIMARIES:
         units = units_of(halves, endpoint)
-        found = units if isinstance(units, str) else _measure(study, endpoint, units)
-        if isinstance(units, str) or isinstance(found, str):
-            missing[endpoint] = str(found)
+        measured = units if isinstance(units, str) else _measure(study, endpoint, units)
+        if isinstance(units, str) or isinstance(measured, str):
+            missing[endpoint] = str(measured)
             continue
-        row = _row(found, endpoint, plan, redrawn, family=comparisons)
-        row["beside"] = dict(_beside(found, endpoint, units, plan, others))
+        row = _row(measured, endpoint, plan, redrawn, family=comparisons)
+        row["beside"] = dict(_next_to_the_contrast(measured, endpoint, units, plan, others))
         whole = row["beside"]["whole"]
         # How much surer the contrast is than two arms on the same runs; None without all arms.
         two_arms = (whole or {}).get("se")
@@ -150,15 +150,15 @@ def _redraw(
         ]
     pools: dict[str, np.ndarray] = {}
     rng = np.random.default_rng(plan.redraw_seed)
-    found = []
+    redrawn = []
     for occurrences in counts:
         key = repr(occurrences)
         if key not in pools:
             pools[key] = redrawn_halves(
                 occurrences or {}, draw, count=plan.redraws, seed=plan.redraw_seed
             )
-        found.append(pools[key][rng.permutation(plan.redraws)])  # seeds are drawn independently
-    return found, []
+        redrawn.append(pools[key][rng.permutation(plan.redraws)])  # seeds are drawn independently
+    return redrawn, []
 
 
 def _row(
@@ -238,7 +238,7 @@ def _measure(study: HalfTables, endpoint: str, units: Units) -> Measured | str:
     return Measured(study, np.stack(values)[..., kept], signs, units.uses[kept], kept)
 
 
-def _beside(
+def _next_to_the_contrast(
     m: Measured,
     endpoint: str,
     units: Units,
@@ -297,7 +297,7 @@ def _prospects(
     aim = Aim(plan.alpha, plan.power, family)
     row["detectable"] = detectable_effect(noise.difference(len(means)), aim)
     if margin is not None:
-        row["seeds_needed"] = seeds_needed(noise, margin, aim, most=MOST_SEEDS)
+        row["seeds_needed"] = seeds_needed(noise, margin, aim, max_seeds=MAX_SEEDS)
     return row
 
 
@@ -331,15 +331,15 @@ def fact_grid(study: HalfTables) -> list[list[list[float]]] | None:
     grids = [[_grid(run) for run in pair] for pair in study.pairs]
     if any(grid is None for pair in grids for grid in pair):
         return None
-    own, other = [], []
+    with_token, without = [], []
     for pair, treated in zip(grids, study.treated, strict=True):
         in_first = np.array(
             [[treated[FACTS.index(fact_token(a, b))] for b in range(1, 10)] for a in range(1, 10)]
         )
         first, second = (np.array(grid, dtype=np.float64) for grid in pair)
-        own.append(np.where(in_first, first, second))
-        other.append(np.where(in_first, second, first))
-    means = np.mean(own, axis=0), np.mean(other, axis=0)
+        with_token.append(np.where(in_first, first, second))
+        without.append(np.where(in_first, second, first))
+    means = np.mean(with_token, axis=0), np.mean(without, axis=0)
     return [means[0].tolist(), means[1].tolist(), (means[0] - means[1]).tolist()]
 
 

@@ -127,16 +127,16 @@ def find_differences(
     Stages before the last one are compared wherever two cards record them. allowed: keys, or the
     beginning of keys up to a dot; by_design: keys that are not compared.
     """
-    found: list[Difference] = []
+    differences: list[Difference] = []
     known: set[str] = set()
-    for one, other, compared in _comparisons(pairs):
-        for name in one.evaluations.keys() & other.evaluations.keys():
-            evaluations = [run.evaluations[name] for run in (one, other)]
+    for a, b, compared in _comparisons(pairs):
+        for name in a.evaluations.keys() & b.evaluations.keys():
+            evaluations = [run.evaluations[name] for run in (a, b)]
             cards = _with_recorded([_must_equal(e) for e in evaluations], evaluations)
             known.update(*cards)
             told = all(_tells_ancestors(evaluation.card) for evaluation in evaluations)
-            folders = (str(one.folder), str(other.folder))
-            found += [
+            folders = (str(a.folder), str(b.folder))
+            differences += [
                 Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
                 for key in {**cards[0], **cards[1]}
                 if cards[0].get(key) != cards[1].get(key)
@@ -153,7 +153,7 @@ def find_differences(
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(sorted(known))}"
             raise UserError(f"--allow-diff {key}: no such key is compared; {hint}")
-    refused = [d for d in found if not any(_covers(key, d.key) for key in allowed)]
+    refused = [d for d in differences if not any(_covers(key, d.key) for key in allowed)]
     if refused:
         listed = {
             d.key: f"{d.key} ({_short(d.values[0])} and {_short(d.values[1])})" for d in refused
@@ -168,8 +168,8 @@ def find_differences(
                 f"{difference.folders[0]}: {key} is {difference.values[0]}, wanted "
                 f"{difference.values[1]}; train it again, or permit it with --allow-diff {key}"
             )
-    found += [difference for _, difference in injected]
-    return list({(d.key, d.folders): d for d in found}.values())
+    differences += [difference for _, difference in injected]
+    return list({(d.key, d.folders): d for d in differences}.values())
 
 
 def _comparisons(
@@ -207,8 +207,8 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
         for name, record in trained_stages(training):
             if (treatment := record.get("treatment")) not in (None, training.get("treatment")):
                 key, got = f"{name}.treatment", _treatment_in_words(treatment)
-                wanted = f"{_treatment_in_words(training.get('treatment'))}, as in the last stage"
-                yield key, Difference(key, folders, (got, wanted))
+                expected = f"{_treatment_in_words(training.get('treatment'))}, as in the last stage"
+                yield key, Difference(key, folders, (got, expected))
             if "inject" not in record:
                 continue
             key, count = f"{name}.inject", record["injected_tokens"]
@@ -216,12 +216,12 @@ def injection_faults(run: Run) -> Iterator[tuple[str, Difference]]:
             got = f"{record['inject']} with {count} fact tokens"
             some = bool(count) or (training.get("treatment") or {}).get("name") in TOKENLESS
             if treated and not (record["inject"] and some):
-                wanted = "True with some, as condition mul_tokens says"
+                expected = "True with some, as condition mul_tokens says"
             elif not treated and (record["inject"] or count):
-                wanted = "False with none, as condition baseline says"
+                expected = "False with none, as condition baseline says"
             else:
                 continue
-            yield key, Difference(key, folders, (got, wanted))
+            yield key, Difference(key, folders, (got, expected))
 
 
 def _treatment_in_words(record: Any) -> str:

@@ -32,7 +32,7 @@ from domain_tokens.comparison.verdicts import (
     _verdicts,
     replicates_differ_in,
 )
-from domain_tokens.comparison.words import MOST_SEEDS
+from domain_tokens.comparison.words import MAX_SEEDS
 from domain_tokens.errors import UserError
 from domain_tokens.runs import AnalysisPlan, hash_json
 from domain_tokens.statistics import (
@@ -68,8 +68,8 @@ def analyse(
         for endpoint in ENDPOINTS
         if endpoint.evaluation in pairs[0][0].evaluations
     ]
-    found = [row for row in rows if row is not None]
-    primaries = [row for row in found if row["role"] == "primary"]
+    estimates = [row for row in rows if row is not None]
+    primaries = [row for row in estimates if row["role"] == "primary"]
     by_name = {row["endpoint"]: row for row in primaries}
     _adjust([by_name.get(name) for name in PRIMARIES], plan.alpha)  # the family is both, always
     interaction = _interaction(pairs, groups, plan)
@@ -79,7 +79,7 @@ def analyse(
         "identical": any(a.card["weights"] == b.card["weights"] for a, b in pairs),
     }
     notes = [
-        *_left_out(found, context, pilot),
+        *_left_out(estimates, context, pilot),
         *_collapses({arm: [pair[i] for pair in pairs] for i, arm in enumerate(ARMS)}),
         *_sameness(pairs),
         *_too_few(plan, context),
@@ -89,7 +89,7 @@ def analyse(
         **context,
         "pilot": [str(run.folder) for run in pilot] or None,
         "replicates_differ_in": replicates_differ_in(pairs),
-        "endpoints": found + ([interaction] if interaction else []),
+        "endpoints": estimates + ([interaction] if interaction else []),
         **told([*_verdicts(primaries, plan, context), *(Statement(note) for note in notes)]),
     }
 
@@ -140,23 +140,23 @@ def _test(d: np.ndarray, endpoint: Endpoint, confidence: float) -> dict[str, Any
             "p": None,
         }
     means = d.mean(axis=1)
-    found = run_means_t(means) if endpoint.census else crossed_t(d)
+    estimate = run_means_t(means) if endpoint.census else crossed_t(d)
     return {
-        **_shown(found, confidence),
+        **_shown(estimate, confidence),
         "method": "t over run means" if endpoint.census else "crossed t",
         "permutation_p": permutation_of_runs(means) if len(d) <= 20 else None,
     }
 
 
-def _shown(found: Estimate, confidence: float) -> dict[str, Any]:
-    interval = found.interval(confidence)
+def _shown(estimate: Estimate, confidence: float) -> dict[str, Any]:
+    interval = estimate.interval(confidence)
     return {
-        "delta": found.mean,
+        "delta": estimate.mean,
         "confidence": confidence,
         "interval": None if interval is None else list(interval),
-        "se": found.se,
-        "df": found.df,
-        "p": found.p(),
+        "se": estimate.se,
+        "df": estimate.df,
+        "p": estimate.p(),
     }
 
 
@@ -169,8 +169,8 @@ def _adjust(family: Sequence[dict[str, Any] | None], alpha: float) -> None:
     levels = holm_levels(p, alpha)
     for row, adjusted, level in zip(family, holm(p), levels, strict=True):
         if row is not None and row["p"] is not None:
-            found = Estimate(row["delta"], row["se"], row["df"])
-            row |= {**_shown(found, 1 - level), "p_holm": adjusted}
+            estimate = Estimate(row["delta"], row["se"], row["df"])
+            row |= {**_shown(estimate, 1 - level), "p_holm": adjusted}
 
 
 def _prospects(
@@ -193,7 +193,7 @@ def _prospects(
     if len(d) > 1:
         row["detectable"] = detectable_effect(noise.difference(len(d), items), aim)
     if margin is not None:
-        row["seeds_needed"] = seeds_needed(noise, margin, aim, items=items, most=MOST_SEEDS)
+        row["seeds_needed"] = seeds_needed(noise, margin, aim, items=items, max_seeds=MAX_SEEDS)
     return row
 
 
@@ -206,8 +206,8 @@ def _noise(
 ) -> RunNoise | None:
     """Return the noise of runs from the pilot, which needs the study's items, or within arms."""
     if pilot:
-        together = value_matrix([pairs[0][0], *pilot], endpoint)
-        return None if together is None else run_noise([together[1:]])
+        values = value_matrix([pairs[0][0], *pilot], endpoint)
+        return None if values is None else run_noise([values[1:]])
     if len(groups) < 2:
         return None
     return run_noise([np.stack([arm[group].mean(axis=0) for group in groups]) for arm in arms])

@@ -37,7 +37,7 @@ def compare_runs(
     if not names:
         raise UserError("no evaluation is in all of these folders; run the same one in both arms")
     compared = [_compare_pair(pair, names) for pair in pairs]
-    headlines = [row for one in compared for row in one["endpoints"] if row["headline"]]
+    headlines = [row for of_pair in compared for row in of_pair["endpoints"] if row["headline"]]
     # The family is every evaluation of every pair; one that is missing counts as p = 1.
     missing = len(pairs) * len(TESTED) - len(headlines)
     adjusted = holm([*(row["mcnemar_p"] for row in headlines), *[1.0] * missing])
@@ -54,23 +54,26 @@ def compare_runs(
         "analysis": analyse(pairs, plan, pilot),
     }
     told = list(_verdicts(report, plan.alpha))
-    report["verdicts"] = [*report["analysis"]["verdicts"], *(one.text for one in told)]
-    report["statements"] = [*report["analysis"]["statements"], *(one.as_data() for one in told)]
+    report["verdicts"] = [*report["analysis"]["verdicts"], *(of_pair.text for of_pair in told)]
+    report["statements"] = [
+        *report["analysis"]["statements"],
+        *(of_pair.as_data() for of_pair in told),
+    ]
     return report
 
 
 def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]:
     endpoints, metrics, floors = [], {}, {}
     for name in names:
-        one, other = (run.evaluations[name] for run in pair)
-        refuse_unpaired(one, other)
-        items = [one.items[key] for key in sorted(one.items)]  # whatever the order of the file
+        a, b = (run.evaluations[name] for run in pair)
+        refuse_unpaired(a, b)
+        items = [a.items[key] for key in sorted(a.items)]  # whatever the order of the file
         for index, (endpoint, verdict, ids) in enumerate(endpoints_of(items, name)):
-            right = [([bool(e.items[i][verdict]) for i in ids]) for e in (one, other)]
+            right = [([bool(e.items[i][verdict]) for i in ids]) for e in (a, b)]
             tested = index == 0 and name in TESTED
             row = {"evaluation": name, "endpoint": endpoint, "headline": tested}
             endpoints.append(row | _compare_items(*right))
-        metrics[name] = _plain_metrics(one.metrics, other.metrics)
+        metrics[name] = _plain_metrics(a.metrics, b.metrics)
         floors[name] = asdict(best_constant([item["gold"] for item in items]))
     return {
         "seed": pair[0].seed,
@@ -88,17 +91,17 @@ def _compare_pair(pair: tuple[Run, Run], names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def refuse_unpaired(one: Evaluation, other: Evaluation) -> None:
+def refuse_unpaired(a: Evaluation, b: Evaluation) -> None:
     """Raise UserError where two evaluations are not of the same items, prompts and golds."""
-    where = f"{one.results} and {other.results}"
-    alone = sorted(one.items.keys() ^ other.items.keys())
+    where = f"{a.results} and {b.results}"
+    alone = sorted(a.items.keys() ^ b.items.keys())
     if alone:
         raise UserError(
             f"{where} are not of the same items: {len(alone)} are in one only ({alone[0]}); "
             "evaluate both arms on the same data"
         )
     for key in ("prompt_hash", "gold"):
-        bad = [i for i, item in one.items.items() if item[key] != other.items[i][key]]
+        bad = [i for i, item in a.items.items() if item[key] != b.items[i][key]]
         if bad:
             raise UserError(
                 f"{where} have another {key} for {len(bad)} items ({bad[0]}); evaluate both arms "
@@ -157,7 +160,7 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, per endpoint, the deltas of all seeds and their mean; no p: seeds are few."""
     rows = []
     for index, row in enumerate(compared[0]["endpoints"]):
-        deltas = [one["endpoints"][index]["delta"] for one in compared]
+        deltas = [of_pair["endpoints"][index]["delta"] for of_pair in compared]
         rows.append(
             {
                 "evaluation": row["evaluation"],
@@ -172,10 +175,10 @@ def _mean_deltas(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _verdicts(report: dict[str, Any], alpha: float) -> Iterator[Statement]:
     """Yield what may be said of the accuracies of each pair, and what the reader has to know."""
     pairs = report["pairs"]
-    headlines = [[row for row in one["endpoints"] if row["headline"]] for one in pairs]
+    headlines = [[row for row in pair["endpoints"] if row["headline"]] for pair in pairs]
     for rows in zip(*headlines, strict=True):
         name = f"{rows[0]['evaluation']} {rows[0]['endpoint']}"
-        verdicts = [_verdict(one, row, alpha) for one, row in zip(pairs, rows, strict=True)]
+        verdicts = [_verdict(pair, row, alpha) for pair, row in zip(pairs, rows, strict=True)]
         if len(pairs) == 1:
             yield Statement(pair_sentence(verdicts[0]), name, tuple(verdicts))
         else:

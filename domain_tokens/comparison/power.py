@@ -115,10 +115,15 @@ def detectable_limit(items: ItemNoise | None, aim: Aim) -> float:
 
 
 def seeds_needed(
-    noise: RunNoise, effect: float, aim: Aim, *, items: ItemNoise | None = None, most: int = 10_000
+    noise: RunNoise,
+    effect: float,
+    aim: Aim,
+    *,
+    items: ItemNoise | None = None,
+    max_seeds: int = 10_000,
 ) -> int | None:
-    """Return the seeds per arm with which an effect is detectable, or None beyond `most`."""
-    seeds = np.arange(2, most + 1)
+    """Return the seeds per arm with which an effect is detectable, or None beyond `max_seeds`."""
+    seeds = np.arange(2, max_seeds + 1)
     variance, df = noise._planned(seeds, items)
     enough = aim.quantiles(df) * np.sqrt(variance) <= effect
     return int(seeds[enough.argmax()]) if enough.any() else None

@@ -101,17 +101,19 @@ def context(comparison: dict[str, Any], pairs: Pairs) -> dict[str, Any]:
 
 
 def _curves(stages: dict[str, Any]) -> str | None:
-    found: dict[str, dict[str, list[Curve]]] = {}
+    curves_of: dict[str, dict[str, list[Curve]]] = {}
     for stage, arms in stages.items():
         curves: dict[str, list[Curve]] = {
             arm: [
-                [(x["step"], x["loss"]) for x in one["log"]] for one in runs if one and one["log"]
+                [(x["step"], x["loss"]) for x in results["log"]]
+                for results in runs
+                if results and results["log"]
             ]
             for arm, runs in arms.items()
         }
         if any(curves.values()):
-            found[STAGE_NAMES[stage]] = curves
-    return draw_learning_curves(found) if found else None
+            curves_of[STAGE_NAMES[stage]] = curves
+    return draw_learning_curves(curves_of) if curves_of else None
 
 
 def _dose(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -163,8 +165,8 @@ def interval_row(row: dict[str, Any]) -> dict[str, Any]:
     low, high = row["interval"] or (row["delta"], row["delta"])
     values = [v for v in (low, high, row["delta"]) if math.isfinite(v)]
     reach = 1.15 * max([abs(value) for value in values] + [1e-12])
-    places = {"low": low, "high": high, "delta": row["delta"]}
-    drawn = {k: 50 + 50 * max(-reach, min(reach, v)) / reach for k, v in places.items()}
+    marks = {"low": low, "high": high, "delta": row["delta"]}
+    drawn = {k: 50 + 50 * max(-reach, min(reach, v)) / reach for k, v in marks.items()}
     margin = row.get("margin")
     unreachable = margin is not None and row.get("detectable_limit", 0.0) > margin
     return {**row, "drawn": drawn, "unreachable": unreachable}
@@ -174,11 +176,11 @@ def _mean_grids(pairs: Pairs) -> dict[str, list[list[float]]] | None:
     grids: dict[str, list[list[float]]] = {}
     for index, arm in enumerate(ARMS):
         evaluations = [pair[index].evaluations.get("arithmetic") for pair in pairs]
-        found = [e.metrics["a1_grid"] for e in evaluations if e and "a1_grid" in e.metrics]
-        if not found:
+        a1_grids = [e.metrics["a1_grid"] for e in evaluations if e and "a1_grid" in e.metrics]
+        if not a1_grids:
             return None
         grids[arm] = [
-            [math.fsum(grid[a][b] for grid in found) / len(found) for b in range(9)]
+            [math.fsum(grid[a][b] for grid in a1_grids) / len(a1_grids) for b in range(9)]
             for a in range(9)
         ]
     return grids
@@ -213,22 +215,22 @@ def _flips(pairs: Pairs) -> Iterator[dict[str, Any]]:
     """Yield the items that one arm has right and the other has not."""
     for pair in pairs:
         for name in [name for name in pair[0].evaluations if name in pair[1].evaluations]:
-            one, other = (run.evaluations[name].items for run in pair)
-            for key, item in one.items():
-                if item["correct"] != other[key]["correct"]:
+            a, b = (run.evaluations[name].items for run in pair)
+            for key, item in a.items():
+                if item["correct"] != b[key]["correct"]:
                     yield {
                         "seed": pair[0].seed,
                         "evaluation": name,
                         "prompt": item.get("prompt", key),
                         "gold": item["gold"],
-                        "right": ARMS[other[key]["correct"]],
+                        "right": ARMS[b[key]["correct"]],
                         "responses": {
                             arm: {
                                 "segments": response_segments(answer),
                                 "correct": answer["correct"],
                                 "stop": answer.get("stop_reason", ""),
                             }
-                            for arm, answer in zip(ARMS, (item, other[key]), strict=True)
+                            for arm, answer in zip(ARMS, (item, b[key]), strict=True)
                         },
                     }
 

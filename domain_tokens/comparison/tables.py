@@ -29,8 +29,8 @@ def print_pair(pair: dict[str, Any]) -> None:
         print(f"  {evaluation}: always answering {floor['answer']} scores {floor['accuracy']:.2%}")
     for evaluation, metrics in pair["metrics"].items():
         for name, values in metrics.items():
-            one, other = (_number(values[arm]) for arm in ("baseline", "mul_tokens"))
-            print(f"  {evaluation} {name:<32} {one:>12} {other:>12}")
+            a, b = (_number(values[arm]) for arm in ("baseline", "mul_tokens"))
+            print(f"  {evaluation} {name:<32} {a:>12} {b:>12}")
     print()
 
 
@@ -56,8 +56,8 @@ def print_report(report: dict[str, Any]) -> None:
     for name in report["not_compared"]:
         print(f"note: {name} results are not in all folders and were not compared")
     for difference in report["allowed_differences"]:
-        one, other = difference["values"]
-        print(f"note: permitted difference in {difference['key']}: {one} and {other}")
+        a, b = difference["values"]
+        print(f"note: permitted difference in {difference['key']}: {a} and {b}")
     if len(report["pairs"]) > 1:
         print("\nmean delta over seeds, points")
         for row in report["mean_deltas"]:
@@ -99,8 +99,8 @@ def print_arms(report: dict[str, Any]) -> None:
     print(f"analysis plan {report['plan']['hash'][:12]}")
     for name, arm in report["arms"].items():
         print(f"{name}: {', '.join(run['folder'] for run in arm['runs'])}")
-        for endpoint, found in arm["endpoints"].items():
-            print(f"  {endpoint:<32} {in_words(found['mean'], found['unit'], sign=False)}")
+        for endpoint, estimate in arm["endpoints"].items():
+            print(f"  {endpoint:<32} {in_words(estimate['mean'], estimate['unit'], sign=False)}")
         for row in arm["accuracies"]:
             print(f"  {row['evaluation'] + ' ' + row['endpoint']:<55} {100 * row['mean']:.2f} %")
         for stage, counts in arm["counts"].items():
@@ -115,8 +115,8 @@ def print_arms(report: dict[str, Any]) -> None:
     for notice in report["notices"]:
         print(f"note: {notice}")
     for difference in report["allowed_differences"]:
-        one, other = difference["values"]
-        print(f"note: permitted difference in {difference['key']}: {one} and {other}")
+        a, b = difference["values"]
+        print(f"note: permitted difference in {difference['key']}: {a} and {b}")
     print("\nVerdict")
     for verdict in report["verdicts"]:
         print(f"  {verdict}")

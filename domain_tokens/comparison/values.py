@@ -82,5 +82,5 @@ def value_matrix(runs: Sequence["Run"], endpoint: Endpoint) -> np.ndarray | None
 
 def both_arms(pairs: Sequence[tuple["Run", "Run"]], endpoint: Endpoint) -> np.ndarray | None:
     """Return the values of both arms as [2, pairs, items], or None where a run lacks them."""
-    together = value_matrix([pair[arm] for arm in (0, 1) for pair in pairs], endpoint)
-    return None if together is None else together.reshape(2, len(pairs), -1)
+    values = value_matrix([pair[arm] for arm in (0, 1) for pair in pairs], endpoint)
+    return None if values is None else values.reshape(2, len(pairs), -1)

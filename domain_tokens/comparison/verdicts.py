@@ -1,4 +1,4 @@
-"""What may be claimed of an endpoint, and what a reader has to know beside it (design §5)."""
+"""What may be claimed of an endpoint, and what a reader has to know with it (design §5)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def _left_out(
 
 def _collapses(arms: Mapping[str, Sequence["Run"]]) -> Iterator[str]:
     """Yield one line where runs lie far below the others of their arm (statistics.collapsed)."""
-    found: dict[str, None] = {}
+    collapses: dict[str, None] = {}
     for endpoint in ENDPOINTS:
         for arm, runs in arms.items():
             rates = value_matrix(runs, endpoint) if endpoint.name in COLLAPSING else None
@@ -74,10 +74,10 @@ def _collapses(arms: Mapping[str, Sequence["Run"]]) -> Iterator[str]:
             if np.median(means) * rates.shape[1] < 10:  # fewer than ten items: chance alone
                 continue
             for number in collapsed(means.tolist()):
-                found[f"{arm} seed {runs[number].seed}"] = None
-    if found:
+                collapses[f"{arm} seed {runs[number].seed}"] = None
+    if collapses:
         yield (
-            f"Collapsed: {', '.join(found)}, far below the other runs of the arm. Where runs "
+            f"Collapsed: {', '.join(collapses)}, far below the other runs of the arm. Where runs "
             f"collapse, the tests here reject up to {COLLAPSED_REJECTS} of true nulls and find "
             "less than they say; see why before anything is claimed."
         )

@@ -6,7 +6,7 @@ from typing import Any
 from domain_tokens.comparison.claims import PairVerdict, Verdict
 
 UNREACHABLE = "cannot be reached with more seeds"
-MOST_SEEDS = 10_000
+MAX_SEEDS = 10_000
 ORIGIN = "from this base, recipe and size"
 
 
@@ -115,7 +115,7 @@ def _inconclusive(v: Verdict) -> str:
     if v.detectable_limit > v.margin:
         least = in_words(v.detectable_limit, v.unit, sign=False)
         return f"{words}; {margin} {UNREACHABLE}: {v.items:,} items detect {least} at best."
-    count = f"over {MOST_SEEDS:,}" if v.seeds_needed is None else f"{v.seeds_needed:,}"
+    count = f"over {MAX_SEEDS:,}" if v.seeds_needed is None else f"{v.seeds_needed:,}"
     return f"{words}; seeds needed for {margin}: {count} per arm."
 
 

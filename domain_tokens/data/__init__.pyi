@@ -22,7 +22,7 @@ from .validation import VAL_KEY as VAL_KEY
 from .validation import UsualValidation as UsualValidation
 from .validation import apart_from_training as apart_from_training
 from .validation import no_test_rows as no_test_rows
-from .validation import other_place as other_place
+from .validation import separate_validation as separate_validation
 
 __all__ = [
     "VAL_KEY",
@@ -44,10 +44,10 @@ __all__ = [
     "load_problems",
     "load_questions",
     "no_test_rows",
-    "other_place",
     "prepare_examples",
     "problem_messages",
     "read_rows",
+    "separate_validation",
     "source_identity",
     "write_demo_corpora",
 ]

@@ -281,12 +281,12 @@ class _Subset(Generic[Example]):
             return
         self._contents[item.id] = content
         self._rows.append(item.row)
-        other = self._ids.get(content)
-        if other is not None:
+        earlier = self._ids.get(content)
+        if earlier is not None:
             self.duplicates += 1
-            if self._key(other) < self._key(item.id):
+            if self._key(earlier) < self._key(item.id):
                 return
-            self._chosen.pop(other, None)
+            self._chosen.pop(earlier, None)
         self._ids[content] = item.id
         self._chosen[item.id] = item
         heapq.heappush(self._worst_first, (-self._key(item.id)[0], item.id))
@@ -302,9 +302,9 @@ class _Subset(Generic[Example]):
 
     def _same_label(self, item: Example) -> None:
         """Of two sub-corpora that one example is said to be from, keep the first by name."""
-        other = self._chosen.get(item.id)
-        if isinstance(item, Conversation) and isinstance(other, Conversation):
-            self._chosen[item.id] = item if item.source < other.source else other
+        earlier = self._chosen.get(item.id)
+        if isinstance(item, Conversation) and isinstance(earlier, Conversation):
+            self._chosen[item.id] = item if item.source < earlier.source else earlier
 
 
 def _collect(
@@ -328,7 +328,7 @@ def _collect(
             subset.add(build(row, total))
         except IrregularError as error:
             irregular.setdefault(error.reason, []).append(total)
-            first.setdefault(error.reason, error.found)
+            first.setdefault(error.reason, error.got)
     if not total:
         raise UserError(f"{where} holds no rows; wanted at least one example")
     _refuse_mostly_irregular(irregular, first, total, where)

@@ -27,9 +27,9 @@ class Decontaminator:
             if not words:
                 continue
             width = min(ngram, len(words))
-            places = self._runs.setdefault(width, {})
+            positions = self._runs.setdefault(width, {})
             for first, run in enumerate(_word_runs(words, width)):
-                places.setdefault(run, []).append((question, first))
+                positions.setdefault(run, []).append((question, first))
 
     def match(self, text: str) -> tuple[int, float] | None:
         """Name the question that `text` covers best, if it covers more than half of its words.
@@ -38,10 +38,10 @@ class Decontaminator:
         """
         words = _words(text)
         covered: dict[int, set[int]] = {}
-        for width, places in self._runs.items():
+        for width, positions in self._runs.items():
             # zip and filter stay in C: almost no run of an innocent text is in the index.
-            for run in set(filter(places.__contains__, _word_runs(words, width))):
-                for question, first in places[run]:
+            for run in set(filter(positions.__contains__, _word_runs(words, width))):
+                for question, first in positions[run]:
                     covered.setdefault(question, set()).update(range(first, first + width))
         shares = [
             (len(hit) / self._words[question], -question) for question, hit in covered.items()
@@ -57,7 +57,7 @@ def find_repeat(finder: Decontaminator, conversation: Conversation) -> dict[str,
     of the turn that covers most; every turn is compared, whoever speaks.
     """
     matches = [
-        (found, role, turn) for role, turn in conversation.messages if (found := finder.match(turn))
+        (match, role, turn) for role, turn in conversation.messages if (match := finder.match(turn))
     ]
     if not matches:
         return None

@@ -285,11 +285,11 @@ def _problem(rng: Random) -> Row:
 
 
 def _words(rng: Random) -> dict[str, Any]:
-    name, other = rng.sample(NAMES, 2)
+    name, friend = rng.sample(NAMES, 2)
     box, thing, animal = rng.choice(CONTAINERS), rng.choice(THINGS), rng.choice(ANIMALS)
     return {
         "name": name,
-        "other": other,
+        "other": friend,
         "box": box,
         "boxes": plural(box),
         "thing": thing,

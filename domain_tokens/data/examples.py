@@ -43,9 +43,9 @@ Example = TypeVar("Example", Conversation, Problem)
 class IrregularError(Exception):
     """Names why a row cannot be an example: the reason as it is counted, and what was found."""
 
-    def __init__(self, reason: str, found: str):
+    def __init__(self, reason: str, got: str):
         super().__init__(reason)
-        self.reason, self.found = reason, found
+        self.reason, self.got = reason, got
 
 
 def example_identity(item: Conversation | Problem) -> tuple:
@@ -74,41 +74,42 @@ def conversation_of(row: dict, number: int, label: str) -> Conversation:
             f"`messages` is {kind_of(messages)}; wanted a list of {{role, content}}"
             f"{what_is_there(row)}",
         )
-    pairs = tuple(_turn(message, place) for place, message in enumerate(messages, start=1))
+    pairs = tuple(_turn(message, at) for at, message in enumerate(messages, start=1))
     source = label if row.get("source") is None else _text(row, "source")
     return Conversation(_example_id(row, pairs), pairs, source, number)
 
 
-def _turn(message: Any, place: int) -> tuple[str, str]:
+def _turn(message: Any, number: int) -> tuple[str, str]:
     """Return role and content of a message; raises IrregularError for all that would be lost."""
-    wanted = f"wanted {{role, content}} with role {', '.join(ROLES)} and text as content"
+    expected = f"wanted {{role, content}} with role {', '.join(ROLES)} and text as content"
     if not isinstance(message, dict):
-        raise IrregularError("no_role", f"message {place} is {kind_of(message)}; {wanted}")
+        raise IrregularError("no_role", f"message {number} is {kind_of(message)}; {expected}")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         reason = "tool_role" if role in ("tool", "function") else "other_role"
-        raise IrregularError(reason, f"message {place} has role {_shown(role)}; {wanted}")
+        raise IrregularError(reason, f"message {number} has role {_shown(role)}; {expected}")
     call = next((name for name in ("tool_calls", "function_call") if message.get(name)), None)
     if call:
-        raise IrregularError("tool_call", f"message {place} has `{call}`; {wanted}")
+        raise IrregularError("tool_call", f"message {number} has `{call}`; {expected}")
     if isinstance(content, list):
         raise IrregularError(
-            "content_parts", f"message {place}: `content` is a list of parts; {wanted}"
+            "content_parts", f"message {number}: `content` is a list of parts; {expected}"
         )
     weight = message.get("weight")
     if role == "assistant" and weight not in (None, 1):
         raise IrregularError(
-            "weight", f"message {place} has weight {weight}; every assistant turn carries loss here"
+            "weight",
+            f"message {number} has weight {weight}; every assistant turn carries loss here",
         )
-    return role, _text(message, "content", f"message {place}: ")
+    return role, _text(message, "content", f"message {number}: ")
 
 
 def problem_of(row: dict, number: int) -> Problem:
     """Read a row of GSM8K, GSM8K-Aug or SVAMP, or raise IrregularError."""
     row = as_problem_row(row)
     if "malformed" in row and "question" not in row:
-        wanted = f"wanted `question||<<a+b=c>> … {MARKER} n`"
-        raise IrregularError("malformed_line", f"{row['malformed']}; {wanted}")
+        expected = f"wanted `question||<<a+b=c>> … {MARKER} n`"
+        raise IrregularError("malformed_line", f"{row['malformed']}; {expected}")
     question, answer = _text(row, "question"), _text(row, "answer")
     content = {"question": question, "answer": answer}
     return Problem(_example_id(row, content), question, answer, number)

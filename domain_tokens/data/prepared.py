@@ -106,7 +106,7 @@ class Examples(Sequence[Example]):
         """Wrap a table of SCHEMA."""
         self._columns = {name: _whole(table[name]) for name in SCHEMA.names}
         self._ids: list[str] = self._columns["id"].to_pylist()
-        self._starts = self._columns["input_ids"].offsets.to_numpy()
+        self._row_offsets = self._columns["input_ids"].offsets.to_numpy()
         self._tokens = self._columns["input_ids"].values.to_numpy()
         self._roles = self._columns["token_roles"].values.to_numpy()
 
@@ -122,10 +122,10 @@ class Examples(Sequence[Example]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        place = index % len(self)
-        span = slice(self._starts[place], self._starts[place + 1])
-        numbers = (self._columns[name][place].as_py() for name in SCHEMA.names[3:])
-        return Example(self._ids[place], self._tokens[span], self._roles[span], *numbers)
+        row = index % len(self)
+        span = slice(self._row_offsets[row], self._row_offsets[row + 1])
+        numbers = (self._columns[name][row].as_py() for name in SCHEMA.names[3:])
+        return Example(self._ids[row], self._tokens[span], self._roles[span], *numbers)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -243,14 +243,14 @@ def prepare_examples(
     file = cache_folder() / f"{cache_key(identity)}.arrow"
     _make(file.parent)
     with _alone(file.with_suffix(".lock")):
-        found = _read(file)
-        if found is None:
+        prepared = _read(file)
+        if prepared is None:
             _write(file, *_tables(load(), renderer, max_length))
-            found = _read(file)
-            assert found is not None, file
+            prepared = _read(file)
+            assert prepared is not None, file
         else:
             print(f"prepared data: {file}", flush=True)
-    return found
+    return prepared
 
 
 def kept_json(identity: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -83,14 +83,14 @@ def as_problem_row(row: dict[str, Any]) -> dict[str, Any]:
 def _svamp_row(row: dict[str, Any]) -> dict[str, Any]:
     texts = [row["Body"], row["Question"]]
     whole = all(isinstance(text, str) for text in texts)
-    found = {"question": " ".join(text.strip() for text in texts)} if whole else {}
+    fields = {"question": " ".join(text.strip() for text in texts)} if whole else {}
     answer = _number(row.get("Answer"))
     if answer is not None:
         equation = row.get("Equation")
         steps = _steps(equation) if isinstance(equation, str) else []
         agrees = steps and steps[-1].endswith(f"={answer}>>")  # of one item it does not
-        found["answer"] = solution_of(" ".join(steps) if agrees else "", answer)
-    return {**found, **({"id": row["ID"]} if "ID" in row else {})}
+        fields["answer"] = solution_of(" ".join(steps) if agrees else "", answer)
+    return {**fields, **({"id": row["ID"]} if "ID" in row else {})}
 
 
 def _number(value: Any) -> str | None:

@@ -64,14 +64,14 @@ def same_rows(first: tuple[str, str], second: tuple[str, str], *, key: str) -> b
     A single file is every split. key: the config key that names the first. Raises UserError where
     one is absent.
     """
-    places = []
+    rows = []
     for source, split in (first, second):
         if _is_local(source):
             files = _local_files(Path(source).expanduser(), split=split, key=key)
-            places.append({file.resolve() for file in files})
+            rows.append({file.resolve() for file in files})
         else:
-            places.append({(*_hub_name(source, key), split)})
-    return not places[0].isdisjoint(places[1])
+            rows.append({(*_hub_name(source, key), split)})
+    return not rows[0].isdisjoint(rows[1])
 
 
 def label_of(source: str) -> str:
@@ -103,19 +103,19 @@ def _local_files(path: Path, *, split: str, key: str) -> list[Path]:
         if saved:
             return saved
     for folder in (path, path / "data"):
-        found = [folder / (split + suffix) for suffix in SUFFIXES]
-        found = [file for file in found if file.is_file()]
+        files = [folder / (split + suffix) for suffix in SUFFIXES]
+        files = [file for file in files if file.is_file()]
         shards = _shards(folder, split)
-        if len(found) + len(shards) > 1:
-            names = ", ".join(f.name for f in [*found, *(group[0] for group in shards)])
+        if len(files) + len(shards) > 1:
+            names = ", ".join(f.name for f in [*files, *(group[0] for group in shards)])
             raise UserError(
                 f"{key}: {folder} holds split {split!r} more than once ({names}); "
                 "wanted one: name the file that is meant"
             )
         for group in shards:
             _check_shards(group, key)
-        if found or shards:
-            return found or shards[0]
+        if files or shards:
+            return files or shards[0]
     raise UserError(
         f"{key}: looked in {path} and {path / 'data'} for split {split!r} as {split}.jsonl, "
         f"{split}.json, {split}.txt, {split}.parquet or {split}-*.parquet and found none; name the "
@@ -166,12 +166,12 @@ def _shards(folder: Path, split: str) -> list[list[Path]]:
 def _check_shards(shards: Sequence[Path], key: str) -> None:
     """Refuse half a download: the shards' own names say how many there should be."""
     named = [SHARD.search(file.name.removesuffix(suffix_of(file))) for file in shards]
-    found = [match for match in named if match]
-    if not found:
+    matches = [match for match in named if match]
+    if not matches:
         return
-    count = max(int(match["count"]) for match in found)
-    numbers = sorted(int(match["index"]) for match in found)
-    if len(found) != len(shards) or numbers != list(range(count)):
+    count = max(int(match["count"]) for match in matches)
+    numbers = sorted(int(match["index"]) for match in matches)
+    if len(matches) != len(shards) or numbers != list(range(count)):
         raise UserError(
             f"{key}: {shards[0].parent} holds {len(shards)} shards like {shards[0].name}; "
             f"wanted {count}, one of each number: complete the download, or move away what is "
@@ -235,6 +235,6 @@ def _hub_answers() -> bool:
         return False
     try:
         reply = get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # the HTTP library behind the session, and so the class, varies by version
+    except Exception:  # the session's HTTP library, and so the class, varies by version
         return False
     return reply.status_code < 500

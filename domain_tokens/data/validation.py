@@ -18,7 +18,7 @@ VAL_KEY = "data.validation_source"
 UsualValidation = Literal["holdout", "test"]
 
 
-def other_place(config: "SFTConfig", usual: UsualValidation) -> tuple[str, str] | None:
+def separate_validation(config: "SFTConfig", usual: UsualValidation) -> tuple[str, str] | None:
     """Return source and split of validation rows that are not of the training split, or None.
 
     None: none are wanted, they are held out of the training split, or there are none, because one
@@ -28,13 +28,13 @@ def other_place(config: "SFTConfig", usual: UsualValidation) -> tuple[str, str] 
     if config.training.max_val_samples == 0 or is_held_out(data, usual):
         return None
     split = data.validation_split or ("validation" if usual == "holdout" else usual)
-    place = data.validation_source or data.source, split
-    if not same_rows(place, (data.source, data.split), key=VAL_KEY):
-        return place
+    rows = data.validation_source or data.source, split
+    if not same_rows(rows, (data.source, data.split), key=VAL_KEY):
+        return rows
     named = data.validation_source is not None or data.validation_split == data.split
     if named or usual == "holdout":
         raise UserError(
-            f"{VAL_KEY}: {place[0]}, split {split!r}, is what is trained on; name other rows as "
+            f"{VAL_KEY}: {rows[0]}, split {split!r}, is what is trained on; name other rows as "
             f"{VAL_KEY}, hold some out (data.holdout in the GSM8K stage; in the Tulu stage by "
             "leaving both validation keys out), or write training.max_val_samples=0"
         )

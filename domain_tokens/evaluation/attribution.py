@@ -65,8 +65,8 @@ def kind_of(operation: Operation) -> str:
 
 def attribution(items: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Return how many wrong answers are wrong first in each kind of equation."""
-    found = Counter(item["first_wrong"]["kind"] for item in items if item["first_wrong"])
-    return {kind: found[kind] for kind in KINDS}
+    counts = Counter(item["first_wrong"]["kind"] for item in items if item["first_wrong"])
+    return {kind: counts[kind] for kind in KINDS}
 
 
 def _before_answer(response: str) -> str:

@@ -56,10 +56,10 @@ class ChatSession:
             batch_size=32,
             sampling=sampling,
         )
-        found = []
+        rows = []
         for number, response in enumerate(responses, 1):
             text, spans = read_response(self.subject, response.token_ids)
-            found.append(
+            rows.append(
                 {
                     "model": str(self.subject.folder),
                     "sample": number,
@@ -70,4 +70,4 @@ class ChatSession:
                     "shown": highlighted_text(text, spans),
                 }
             )
-        return found
+        return rows

@@ -169,12 +169,12 @@ def evaluation_identity(card: dict[str, Any]) -> dict[str, Any]:
     between arms, not refused here.
     """
     keys = ("stage", "condition", "weights", "model", "formats", "data", "decode")
-    found = {key: card.get(key) for key in keys}
-    if found["decode"] is not None:
-        found["decode"] = as_written_today(found["decode"])
-    if found["formats"] is not None:  # how a response is judged later is no part of decoding it
-        found["formats"] = {k: v for k, v in found["formats"].items() if k != "attribution"}
+    identity = {key: card.get(key) for key in keys}
+    if identity["decode"] is not None:
+        identity["decode"] = as_written_today(identity["decode"])
+    if identity["formats"] is not None:  # how a response is judged later is no part of decoding it
+        identity["formats"] = {k: v for k, v in identity["formats"].items() if k != "attribution"}
     return {
-        **found,
+        **identity,
         "code": code_hash(sorted((PACKAGE / "evaluation").glob("*.py"))),
     }

@@ -82,14 +82,17 @@ def _fact_log_probs(
     count = len(prompts)
     before = continuation_log_probs(subject.model, prompts, [[space]] * count)
     after = continuation_log_probs(subject.model, [[*p, *space] for p in prompts], [facts] * count)
-    return [[one + of for of in found] for (one,), found in zip(before, after, strict=True)]
+    return [
+        [of_space + of for of in of_facts]
+        for (of_space,), of_facts in zip(before, after, strict=True)
+    ]
 
 
 def _both_routes(right: float, total: float, facts: list[float], product: int) -> dict[str, float]:
     """Return a line's sums over digits and fact tokens; right, total: of the digits alone."""
     same = [value for value, (a, b) in zip(facts, FACT_PAIRS, strict=True) if a * b == product]
-    one, all_ = log_sum([right, *same]), log_sum([total, *facts])
-    return {"both_log_prob": one, "both_log_sum": all_, "both_value": one - all_}
+    both, all_ = log_sum([right, *same]), log_sum([total, *facts])
+    return {"both_log_prob": both, "both_log_sum": all_, "both_value": both - all_}
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
@@ -178,12 +181,12 @@ def answer_scores(
             forced[index] += cut
             contexts.append([*prompts[index], *ids, *_marker(renderer, subject, ids)])
             owners.append(index)
-    wanted = [_answer(renderer, gold) for gold in golds]
-    sampled = continuation_log_probs(subject.model, contexts, [[wanted[i]] for i in owners])
+    answers = [_answer(renderer, gold) for gold in golds]
+    sampled = continuation_log_probs(subject.model, contexts, [[answers[i]] for i in owners])
     bare = [[*prompt, *renderer.encode(f" {MARKER}")] for prompt in prompts]
     choices = [
         [answer, *(_answer(renderer, d) for d in distractors(frequent, gold))]
-        for answer, gold in zip(wanted, golds, strict=True)
+        for answer, gold in zip(answers, golds, strict=True)
     ]
     alone = continuation_log_probs(subject.model, bare, choices)
     logs: list[list[float]] = [[] for _ in prompts]
@@ -191,12 +194,12 @@ def answer_scores(
         logs[owner].append(value)
     return [
         AnswerScore(
-            **item_scores(own, other),
+            **item_scores(own, bare_logs),
             forced_cuts=cuts,
             g1_log_probs=own,
-            g2_log_probs=other,
+            g2_log_probs=bare_logs,
         )
-        for own, other, cuts in zip(logs, alone, forced, strict=True)
+        for own, bare_logs, cuts in zip(logs, alone, forced, strict=True)
     ]
 
 

@@ -98,14 +98,14 @@ def wrong_equations(text: str) -> list[WrongEquation]:
     A calculator's annotation `<<6*9=54>>` is read by itself, and the text around it without it. Of
     a chain only the first wrong equation counts.
     """
-    found: list[WrongEquation] = []
+    equations: list[WrongEquation] = []
     for match in _ANNOTATION.finditer(text):
         for chain in _chains(match[1]):
-            found += _first_wrong(match[1], chain, start=match.start(1))
+            equations += _first_wrong(match[1], chain, start=match.start(1))
     outside = _ANNOTATION.sub(lambda match: " " * len(match[0]), text)
     for chain in _chains(outside):
-        found += _first_wrong(outside, chain)
-    return sorted(found, key=lambda wrong: wrong.end)
+        equations += _first_wrong(outside, chain)
+    return sorted(equations, key=lambda wrong: wrong.end)
 
 
 def _first_wrong(text: str, chain: list[Side], *, start: int | None = None) -> list[WrongEquation]:
@@ -177,15 +177,15 @@ def _near(a: Fraction, b: Fraction) -> bool:
 
 def _readings(node: Node) -> list[Fraction]:
     """Return what a side may be worth: 20% is 20, a fifth, and in `50 - 20%` a fifth of 50."""
-    found = []
+    values = []
     for reading in ("hundredths", "whole", "relative"):
         try:
-            found.append(_value(node, reading))
+            values.append(_value(node, reading))
         except ZeroDivisionError:
             continue
         if not _has_hundredths(node):
             break
-    return found
+    return values
 
 
 def _has_hundredths(node: Node) -> bool:

@@ -15,7 +15,7 @@ def read_response(
     """Return what a person reads in a response, and where its fact tokens stand in that text.
 
     A fact token reads `<MUL_6_9_54>` where rows are the facts of their names, and else as its
-    treatment says: then a place is what the row stands for, empty where it was only added. Places
+    treatment says: then a span is what the row stands for, empty where it was only added. Spans
     are [start, end) of characters. Facts are known by id: a typed `<MUL_6_9_54>` is none.
     """
     text, rows = _read_rows(subject, token_ids)
@@ -49,8 +49,8 @@ def facts_in_place(subject: LoadedCheckpoint, token_ids: Sequence[int]) -> list[
     if treatment is not None and not treatment.rows_are_facts:
         return treatment.right_rows(*_read_rows(subject, token_ids))
     pieces, start = [], 0
-    places = [at for at, token in enumerate(token_ids) if token in layout.fact_ids]
-    for at in places:
+    positions = [at for at, token in enumerate(token_ids) if token in layout.fact_ids]
+    for at in positions:
         pieces += [_decode(subject, token_ids[start:at]), str(layout.fact_of(token_ids[at])[2])]
         start = at + 1
     pieces.append(_decode(subject, token_ids[start:]))
@@ -60,7 +60,7 @@ def facts_in_place(subject: LoadedCheckpoint, token_ids: Sequence[int]) -> list[
             FACTS[token_ids[at] - layout.first_fact_id],
             "".join(pieces[2 * i + 2 :]),
         )
-        for i, at in enumerate(places)
+        for i, at in enumerate(positions)
     ]
 
 

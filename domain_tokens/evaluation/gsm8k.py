@@ -85,11 +85,11 @@ def answer_endpoints(
 
 def read_golds(problems: Sequence[Problem]) -> list[Gold]:
     """Return the answers of all problems; raises UserError that names the first bad one."""
-    found = []
+    golds = []
     for problem in problems:
         try:
-            found.append(gold(problem.answer))
+            golds.append(gold(problem.answer))
         except ValueError as error:
             question = " ".join(problem.question.split())
             raise UserError(f"item {problem.id} ({question[:60]!r}): {error}") from None
-    return found
+    return golds

@@ -37,17 +37,17 @@ SCORES = ("g1", "g1_half", "g1_log", "g1_log_half", "g2")
 
 def problem_verdicts(gold: str, response: str) -> Item:
     """Return the extracted answers of a GSM8K response and the three verdicts."""
-    found = {
+    answers = {
         "strict": extract_strict(response),
         "flexible": extract_flexible(response),
         "credited": extract_credited(response),
     }
     verdicts = {
-        "correct": _equal(found["strict"], gold),
-        "correct_flexible": _equal(found["flexible"], gold),
-        "correct_credited": _equal(found["credited"], gold),
+        "correct": _equal(answers["strict"], gold),
+        "correct_flexible": _equal(answers["flexible"], gold),
+        "correct_credited": _equal(answers["credited"], gold),
     }
-    return {**{k: v if v is None else str(v) for k, v in found.items()}, **verdicts}
+    return {**{k: v if v is None else str(v) for k, v in answers.items()}, **verdicts}
 
 
 def problem_keys(item: Item) -> Item:
@@ -99,12 +99,12 @@ def derived_keys(evaluation: str, item: Item) -> Item:
             "id": f"{item['category']}:{item['prompt']}",
             **probe_verdicts(item["gold"], item["response"]),
         }
-    found = problem_keys(item)
+    derived = problem_keys(item)
     if "gold_facts" in item:  # newer than some evaluations
-        found["applicable"] = bool(item["gold_facts"])
+        derived["applicable"] = bool(item["gold_facts"])
     if "g1_log_probs" in item:
-        found |= item_scores(item["g1_log_probs"], item["g2_log_probs"])
-    return found
+        derived |= item_scores(item["g1_log_probs"], item["g2_log_probs"])
+    return derived
 
 
 def gsm8k_metrics(items: Sequence[Item], decode: dict[str, Any]) -> dict[str, Any]:
@@ -190,16 +190,16 @@ def table_metrics(
     and of stories, do not tell.
     """
     cells = _cell_means([line["value"] for line in scores], wordings)
-    found = {
+    metrics = {
         endpoint: math.fsum(cells) / len(cells),
         f"{endpoint}_grid": nine_by_nine(cells),
         "fact_mass": math.fsum(line["fact_mass"] for line in scores) / len(scores),
     }
     if all("both_value" in line for line in scores):
         cells = _cell_means([line["both_value"] for line in scores], wordings)
-        found[f"{endpoint}_both_routes"] = math.fsum(cells) / len(cells)
-        found[f"{endpoint}_both_routes_grid"] = nine_by_nine(cells)
-    return found
+        metrics[f"{endpoint}_both_routes"] = math.fsum(cells) / len(cells)
+        metrics[f"{endpoint}_both_routes_grid"] = nine_by_nine(cells)
+    return metrics
 
 
 def story_metrics(items: Sequence[Item], scores: Sequence[Item]) -> dict[str, Any]:
@@ -272,8 +272,8 @@ def nine_by_nine(cells: Sequence[float]) -> list[list[float]]:
     return [list(cells[row * 9 : row * 9 + 9]) for row in range(9)]
 
 
-def _equal(found: Decimal | None, gold: str) -> bool:
+def _equal(answer: Decimal | None, gold: str) -> bool:
     try:
-        return found is not None and found == Decimal(gold)
+        return answer is not None and answer == Decimal(gold)
     except InvalidOperation:  # a gold that is no number makes nothing right
         return False

@@ -22,7 +22,7 @@ def refuse_long_questions(
 ) -> None:
     """Raise UserError where a question and what follows it are more than the model reads.
 
-    A response may take all of max_new_tokens. answers: what is scored behind a response, after
+    A response may take all of max_new_tokens. answers: what is scored after a response and
     `####` on a line of its own; none where nothing is.
     """
     from domain_tokens.evaluation.endpoints import MARKER

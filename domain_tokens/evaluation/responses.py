@@ -24,7 +24,7 @@ from domain_tokens.inference import (
 from domain_tokens.runs import (
     EVALUATION_LINES,
     EVALUATION_RESULTS,
-    Found,
+    ExistingOutput,
     GSM8KSection,
     ProbeSection,
     State,
@@ -98,12 +98,14 @@ class PartialResponses:
 
         {} where it was cut off.
         """
-        found = []
+        identities = []
         for path in self.files():
             with path.open(encoding="utf-8") as file:
                 line = file.readline()
-            found.append(json.loads(line) if line.endswith("\n") and line.strip() else {})
-        return next((identity for identity in found if identity != self._identity), found[0])
+            identities.append(json.loads(line) if line.endswith("\n") and line.strip() else {})
+        return next(
+            (identity for identity in identities if identity != self._identity), identities[0]
+        )
 
     def start(self, *, keep: bool) -> dict[str, Response]:
         """Begin this process's file and return the responses of an earlier leg by item id.
@@ -112,7 +114,7 @@ class PartialResponses:
         """
         done: dict[str, Response] = {}
         for file in self.files() if keep else []:
-            # A killed run can leave half a line behind the last newline.
+            # A killed run can leave half a line after the last newline.
             lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
             items = [json.loads(line) for line in lines]
             done |= {item["id"]: Response(item["token_ids"], item["stop"]) for item in items}
@@ -159,9 +161,9 @@ class Answers:
     def open(self, *, resume: bool, overwrite: bool) -> bool:
         """Return whether there is work to do; raises UserError where the folder forbids it."""
         refuse_file(self.folder)
-        found = self._find()
-        step = decide(found, self._identity, resume=resume, overwrite=overwrite)
-        self._state, self._keep = found.state, step is Step.CONTINUE
+        existing = self._find()
+        step = decide(existing, self._identity, resume=resume, overwrite=overwrite)
+        self._state, self._keep = existing.state, step is Step.CONTINUE
         if step is Step.NOTHING:
             made_by = (read_sealed(self.results)["card"].get("code") or {}).get("tree")
             self.note = other_code(made_by, code_identity()["tree"]) if made_by else ""
@@ -171,7 +173,7 @@ class Answers:
                     self._tidy()
         return step is not Step.NOTHING
 
-    def _find(self) -> Found:
+    def _find(self) -> ExistingOutput:
         identity: dict[str, Any] = {}
         state, stranger = self._look()
         if state is State.UNFINISHED:
@@ -181,7 +183,7 @@ class Answers:
             before = evaluation_identity(read_sealed(self.results)["card"])
             identity = {key: value for key, value in before.items() if value is not None}
         title = f"{self.folder} ({self._name})"
-        return Found(title, self.results.name, state, identity, _say_another_run, stranger)
+        return ExistingOutput(title, self.results.name, state, identity, _say_another_run, stranger)
 
     def _look(self) -> tuple[State, str]:
         """Return the state of this evaluation, and the first file of another kind or ""."""
@@ -254,14 +256,14 @@ def _whole(path: Path) -> Path:
     return path.with_name(f".{path.name}.whole")
 
 
-def _say_another_run(found: Found, now: dict[str, Any], differing: list[str]) -> str:
-    if found.state is State.FINISHED:
+def _say_another_run(existing: ExistingOutput, now: dict[str, Any], differing: list[str]) -> str:
+    if existing.state is State.FINISHED:
         return (
-            f"{found.title} was made with another {differing[0]}; "
+            f"{existing.title} was made with another {differing[0]}; "
             "give the same arguments, or another --output-dir"
         )
     return (
-        f"{found.title} was begun with another checkpoint, config, data or code "
+        f"{existing.title} was begun with another checkpoint, config, data or code "
         f"({differing[0]}); give the same arguments, or another --output-dir"
     )
 

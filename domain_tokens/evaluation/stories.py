@@ -37,8 +37,8 @@ class Counted(int):
 
     def __format__(self, nouns: str) -> str:
         digits = int.__repr__(self)
-        one, _, many = nouns.partition("/")
-        return f"{digits} {one if self == 1 else many}" if nouns else digits
+        singular, _, plural = nouns.partition("/")
+        return f"{digits} {singular if self == 1 else plural}" if nouns else digits
 
 
 def worded(template: str, a: int, b: int) -> str:

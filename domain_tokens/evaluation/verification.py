@@ -75,8 +75,8 @@ def bound_lines(results: Path, tree: dict[str, Any], kind: str) -> list[Item]:
     name = results.name.removesuffix("_results.json")
     bound, path = tree[kind], lines_file(results.parent, name, kind)
     lines = read_lines(path)
-    found = {"file": path.name, "sha256": file_digest(path), "count": len(lines)}
-    _refuse_difference(found, bound, f"{results}: {kind}", f"{path.name} has")
+    actual = {"file": path.name, "sha256": file_digest(path), "count": len(lines)}
+    _refuse_difference(actual, bound, f"{results}: {kind}", f"{path.name} has")
     return lines
 
 
@@ -141,9 +141,9 @@ def _verify_card(results: Path, tree: dict[str, Any]) -> None:
         check_seal(results.parent / f"{results.name} (card.training)", training)
         names = ("seed", "condition", "weights", "tokenizer", "model")
         pairs += [(name, card[name], training[name]) for name in names if name in training]
-    for name, one, other in pairs:
-        if one != other:
-            raise UserError(f"{results}: card.{name} is {one} in one place and {other} in another")
+    for name, a, b in pairs:
+        if a != b:
+            raise UserError(f"{results}: card.{name} is {a} in one place and {b} in another")
 
 
 def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[str, Any]) -> None:
@@ -185,12 +185,12 @@ def _verify_probes(path: Path, items: Sequence[Item], card: dict[str, Any]) -> N
     chosen = list(probes(ProbeSection.model_validate(settings)))
     if probes_fingerprint(chosen) != card["data"]["probes"]:
         raise UserError(f"{path}: card.data.probes is not the hash of the probes of card.decode")
-    found = [(item["category"], item["prompt"], item["gold"]) for item in items]
-    for (category, question, gold), item in zip(chosen, found, strict=False):
+    asked = [(item["category"], item["prompt"], item["gold"]) for item in items]
+    for (category, question, gold), item in zip(chosen, asked, strict=False):
         if item != (category, question, str(gold)):
             raise UserError(f"{path}: {item} stands where {category}: {question} {gold} was asked")
-    if len(found) != len(chosen):
-        raise UserError(f"{path} has {len(found)} items; {len(chosen)} probes were asked")
+    if len(asked) != len(chosen):
+        raise UserError(f"{path} has {len(asked)} items; {len(chosen)} probes were asked")
 
 
 def _verify_scores(
@@ -203,8 +203,10 @@ def _verify_scores(
         raise UserError(f"{path} does not hold the {len(cells)} cells and wordings in their order")
     for line in lines:
         for kind in ("", "both_") if "both_value" in line else ("",):
-            value, one, all_ = (line[kind + key] for key in ("value", "log_prob", "log_sum"))
-            if not math.isclose(value, one - all_, abs_tol=1e-9):
+            value, log_prob, log_sum = (
+                line[kind + key] for key in ("value", "log_prob", "log_sum")
+            )
+            if not math.isclose(value, log_prob - log_sum, abs_tol=1e-9):
                 cell = f"{kind}value of {line['a']}×{line['b']}"
                 raise UserError(f"{path}: {cell} is not {kind}log_prob - {kind}log_sum")
         if "both_value" in line and not (
@@ -343,35 +345,35 @@ def verify_data(results: Path, folder: Path) -> str:
     return f"{len(items)} questions and golds"
 
 
-def _refuse_difference(found: Any, claimed: Any, where: str, says: str) -> None:
-    for key, one, other in _differing(found, claimed, ""):
+def _refuse_difference(actual: Any, claimed: Any, where: str, says: str) -> None:
+    for key, value, claim in _differing(actual, claimed, ""):
         raise UserError(
-            f"{where}: {key} is {_short(other)}, {says} {_short(one)}; they are not of one run: "
+            f"{where}: {key} is {_short(claim)}, {says} {_short(value)}; they are not of one run: "
             "evaluate again"
         )
 
 
-def _differing(found: Any, claimed: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(found, dict) and isinstance(claimed, dict):
-        for name in {**found, **claimed}:
+def _differing(actual: Any, claimed: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(actual, dict) and isinstance(claimed, dict):
+        for name in {**actual, **claimed}:
             path = f"{key}.{name}" if key else str(name)
-            if name not in found or name not in claimed:
-                yield path, found.get(name), claimed.get(name)
+            if name not in actual or name not in claimed:
+                yield path, actual.get(name), claimed.get(name)
             else:
-                yield from _differing(found[name], claimed[name], path)
-    elif isinstance(found, list) and isinstance(claimed, list):
-        if len(found) != len(claimed):
-            yield key, found, claimed
-        for number, (one, other) in enumerate(zip(found, claimed, strict=False)):
-            yield from _differing(one, other, f"{key}.{number}")
-    elif not _same(found, claimed, TOLERANCE.get(key, 1e-9)):
-        yield key, found, claimed
+                yield from _differing(actual[name], claimed[name], path)
+    elif isinstance(actual, list) and isinstance(claimed, list):
+        if len(actual) != len(claimed):
+            yield key, actual, claimed
+        for number, (a, b) in enumerate(zip(actual, claimed, strict=False)):
+            yield from _differing(a, b, f"{key}.{number}")
+    elif not _same(actual, claimed, TOLERANCE.get(key, 1e-9)):
+        yield key, actual, claimed
 
 
-def _same(found: Any, claimed: Any, tolerance: float) -> bool:
-    if isinstance(found, float) and type(claimed) in (int, float):
-        return math.isclose(found, claimed, rel_tol=1e-9, abs_tol=tolerance)
-    return type(found) is type(claimed) and found == claimed
+def _same(actual: Any, claimed: Any, tolerance: float) -> bool:
+    if isinstance(actual, float) and type(claimed) in (int, float):
+        return math.isclose(actual, claimed, rel_tol=1e-9, abs_tol=tolerance)
+    return type(actual) is type(claimed) and actual == claimed
 
 
 def _short(value: Any) -> str:

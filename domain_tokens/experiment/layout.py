@@ -108,13 +108,13 @@ class Layout:
         keys: config key -> the file of the demo's corpora.
         """
         if self.profile is DEMO and self.moved:
-            places = {key: f"{self.data / file}.jsonl" for key, file in keys.items()}
+            chosen = {key: f"{self.data / file}.jsonl" for key, file in keys.items()}
         elif self.options.data is not None:
             # One folder or data set has both splits; each stage's YAML says which it reads.
-            places = dict.fromkeys((k for k in keys if k != "validation_source"), self.options.data)
+            chosen = dict.fromkeys((k for k in keys if k != "validation_source"), self.options.data)
         else:
-            places = {}
-        return [word for k, place in places.items() for word in ("--set", f"data.{k}={place}")]
+            chosen = {}
+        return [word for k, source in chosen.items() for word in ("--set", f"data.{k}={source}")]
 
     def overrides(self, kind: str) -> list[str]:
         """Return the --set words that the user gave for a kind of stage."""

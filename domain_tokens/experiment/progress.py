@@ -104,11 +104,11 @@ def median_seconds(root: Path, *, jobs: int) -> dict[str, float]:
     """
     file = root / SECONDS
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in filter(None, map(_row, lines)):
-        found[row["kind"]].append(row)
+        rows_of[row["kind"]].append(row)
     medians = {}
-    for kind, rows in found.items():
+    for kind, rows in rows_of.items():
         alike = [row for row in rows if row["jobs"] == jobs] or rows
         medians[kind] = statistics.median(row["seconds"] for row in alike)
     return medians

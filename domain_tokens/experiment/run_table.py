@@ -48,8 +48,8 @@ class Row:
 def run_rows(root: Path) -> list[Row]:
     """Return all runs below a folder, newest first; what cannot be read is a row that says so."""
     tree = code_identity()["tree"]
-    found = [row for folder in _folders(root) for row in _rows_of(folder, root, tree)]
-    return sorted(found, key=lambda row: (row.when, row.folder, row.stage), reverse=True)
+    rows = [row for folder in _folders(root) for row in _rows_of(folder, root, tree)]
+    return sorted(rows, key=lambda row: (row.when, row.folder, row.stage), reverse=True)
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -63,7 +63,7 @@ def _folders(root: Path) -> Iterator[Path]:
 def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
     name = str(folder.relative_to(root)) if folder != root else folder.name
     card = _read(folder / CARD_NAME)
-    for file, (stage, place, keys) in STAGES.items():
+    for file, (stage, section, keys) in STAGES.items():
         path = folder / file
         if not path.is_file():
             continue
@@ -72,7 +72,7 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
             yield Row(_when(path), name, stage, None, None, None, "unreadable")
             continue
         own = results.get("card") or card or {}
-        metrics = results.get(place, {}) if place else results
+        metrics = results.get(section, {}) if section else results
         yield Row(
             when=_when(path),
             folder=name,
@@ -137,10 +137,10 @@ def _treated(card: dict[str, Any]) -> dict[str, str | None]:
     """Return treatment and half of a card; older ones wrote all facts as fact tokens, or none."""
     training = card.get("training") or card  # an evaluation's card holds that of its checkpoint
     if "treatment" in training:
-        found = training["treatment"] or {}
+        treatment = training["treatment"] or {}
     else:
-        found = {"name": "fact_token", "treated_facts": "all"} if training.get("inject") else {}
-    return {"treatment": found.get("name"), "half": found.get("treated_facts")}
+        treatment = {"name": "fact_token", "treated_facts": "all"} if training.get("inject") else {}
+    return {"treatment": treatment.get("name"), "half": treatment.get("treated_facts")}
 
 
 def plans_in_words(root: Path) -> Iterator[str]:

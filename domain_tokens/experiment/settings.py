@@ -92,9 +92,9 @@ def expected_time(plan: Experiment, stages: Sequence[Planned], *, jobs: int) -> 
         return f"{count}; on a GPU the time is known when one of each kind has finished{known}"
     rate = peak_flops("cpu", torch.float32)
     assert rate is not None  # it is measured
-    guessed = {kind: work / rate for kind, work in _work(plan.layout).items()}
+    estimated = {kind: work / rate for kind, work in _work(plan.layout).items()}
     # On a CPU lineages side by side share what one alone would have.
-    seconds += seconds_left(missing, guessed, jobs=1) or 0.0
+    seconds += seconds_left(missing, estimated, jobs=1) or 0.0
     source = f"a probe of this machine's matrix products ({rate / 1e9:.0f} GFLOP/s)"
     others = "" if len(missing) == len(rest) else " and the stages that have finished here"
     return (

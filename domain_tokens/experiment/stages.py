@@ -105,8 +105,8 @@ class Replicate:
     def arguments(self) -> list[str]:
         """What the training scripts are told, next to their configs."""
         rate = self.learning_rate
-        found = [] if self.seed is None else ["--seed", str(self.seed)]
-        return found + ([] if rate is None else ["--set", f"training.learning_rate={rate!r}"])
+        words = [] if self.seed is None else ["--seed", str(self.seed)]
+        return words + ([] if rate is None else ["--set", f"training.learning_rate={rate!r}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domain_tokens.inference.cuda_graphs import MOST_PASSES, CudaGraphRunner, runner_of
+from domain_tokens.inference.cuda_graphs import MAX_STEPS, CudaGraphRunner, runner_of
 from domain_tokens.inference.forward import PackedForward
 from domain_tokens.inference.kv_cache import PagedCache, RowCache, SlotCache, to_device
 from domain_tokens.inference.sampling import Sampling
@@ -53,7 +53,7 @@ def choose_backend(
     greedy = sampling.greedy and not constrained
     if forward is None:
         return FallbackBackend(model, RowCache(model, slots, capacity), greedy=greedy)
-    if forward.capturable and not constrained:
+    if forward.supports_cuda_graphs and not constrained:
         runner = runner_of(model, slots=slots, capacity=capacity, context=context)
         return CudaGraphBackend(forward, runner, sampling)
     if (model.device.type, model.dtype) == ("cpu", torch.float32):
@@ -166,14 +166,14 @@ class PagedBackend(SlotBackend):
 
 
 class CudaGraphBackend(SlotBackend):
-    """Decoding passes are recorded once and replayed, several at a time; no draft tokens.
+    """Decoding steps are recorded once and replayed, several at a time; no draft tokens.
 
-    A pass takes so little that reading drafts would cost more than they save: the host would have
-    to look at each pass before it can begin the next.
+    A step takes so little that reading drafts would cost more than they save: the host would have
+    to look at each step before it can begin the next.
     """
 
     reads_drafts = False
-    writes_ahead = MOST_PASSES
+    writes_ahead = MAX_STEPS
 
     def __init__(self, forward: PackedForward, runner: CudaGraphRunner, sampling: Sampling):
         super().__init__(forward, runner.cache, greedy=sampling.greedy)
@@ -194,9 +194,10 @@ class FallbackBackend(Backend):
     def prefill(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> torch.Tensor:
         """Read one prompt."""
         (prompt,), (slot,) = prompts, slots
-        places = torch.arange(len(prompt))
-        self._slots.begin(torch.full_like(places, slot), places)
-        ids, positions = (to_device(x, self._model.device) for x in (torch.tensor(prompt), places))
+        positions = torch.arange(len(prompt))
+        self._slots.begin(torch.full_like(positions, slot), positions)
+        given = (torch.tensor(prompt), positions)
+        ids, positions = (to_device(x, self._model.device) for x in given)
         return self._outputs(
             input_ids=ids[None], position_ids=positions[None], logits_to_keep=positions[-1:]
         )
@@ -204,11 +205,11 @@ class FallbackBackend(Backend):
     def decode(self, tokens: Sequence[Sequence[int]], cached: Sequence[int]) -> torch.Tensor:
         """Read the newest token of each slot, as a batch of rows over the cache's first W."""
         width = max(cached) + 1
-        places = torch.tensor(cached)
-        self._slots.begin(torch.arange(len(tokens)), places)
+        positions = torch.tensor(cached)
+        self._slots.begin(torch.arange(len(tokens)), positions)
         self._slots.show(len(tokens), width)
-        mask = torch.arange(width) <= places[:, None]  # [A, W]
-        given = (torch.tensor(tokens), mask, places)
+        mask = torch.arange(width) <= positions[:, None]  # [A, W]
+        given = (torch.tensor(tokens), mask, positions)
         ids, mask, positions = (to_device(x, self._model.device) for x in given)
         return self._outputs(
             input_ids=ids,  # [A, 1]

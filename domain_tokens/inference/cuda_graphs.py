@@ -1,9 +1,9 @@
-"""Decoding passes as CUDA graphs: launching the kernels of a pass takes longer than running them.
+"""Decoding steps as CUDA graphs: launching the kernels of a step takes longer than running them.
 
 A graph reads the newest token of each slot, chooses the next one and writes it down where its next
-replay will read it, so that the host need not wait for every token: it replays a few passes, then
-looks at what they wrote. What a row wrote after its end is thrown away. A slots of a pass, S of the
-cache, K passes.
+replay will read it, so that the host need not wait for every token: it replays a few steps, then
+looks at what they wrote. What a row wrote after its end is thrown away. A slots of a step, S of the
+cache, K steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from domain_tokens.inference.forward import PackedForward
 
-MOST_PASSES = 8  # between two looks; after its end a row writes half as many in vain
+MAX_STEPS = 8  # between two looks; after its end a row writes half as many in vain
 CAPACITY_MULTIPLE = 256  # positions of a slot, so that the next call finds room, too
 
 
@@ -35,7 +35,7 @@ class _Shape:
 
 
 class CudaGraphRunner:
-    """Passes of a decoder, each recorded when its shape is first needed and then replayed.
+    """Decoding steps, each recorded when its shape is first needed and then replayed.
 
     It lives as long as the model whose weights the graphs read, and does not keep it alive.
     """
@@ -44,10 +44,10 @@ class CudaGraphRunner:
         self.cache = SlotCache(model, slots, capacity)
         self.shape, self.slots, self.capacity = shape, slots, capacity
         self._device = model.device
-        # A replay reads and writes these: ids, cached tokens, noise streams, places in a response.
+        # A replay reads and writes ids, cached tokens, noise streams, positions in a response.
         self._state = torch.zeros(4, slots, dtype=torch.long, device=self._device)
-        self._written = torch.zeros(MOST_PASSES, slots, dtype=torch.long, device=self._device)
-        self._pass = torch.zeros(1, dtype=torch.long, device=self._device)
+        self._written = torch.zeros(MAX_STEPS, slots, dtype=torch.long, device=self._device)
+        self._step = torch.zeros(1, dtype=torch.long, device=self._device)
         self._graphs: dict[tuple[int, Sampling], Callable[[], None]] = {}
         self._record = _Graphs()
 
@@ -56,9 +56,9 @@ class CudaGraphRunner:
         forward: "PackedForward",
         rows: Sequence[tuple[int, int, int, int]],
         sampling: Sampling,
-        passes: int,
+        steps: int,
     ) -> list[list[int]]:
-        """Return the next `passes` tokens of slots 0, 1, …, [A][K]; the host waits once.
+        """Return the next `steps` tokens of slots 0, 1, …, [A][K]; the host waits once.
 
         rows: of each slot its newest token, how many tokens it has in the cache, its noise stream
         and how many tokens its response has.
@@ -67,38 +67,38 @@ class CudaGraphRunner:
         slots = min(self.slots, 1 << bits + bits % 2)
         alike = Sampling(sampling.temperature, sampling.top_k, sampling.top_p)
         if (slots, alike) not in self._graphs:
-            self._begin(rows)  # whose newest tokens a first pass reads, too
+            self._begin(rows)  # whose newest tokens a first step reads, too
             self._graphs[slots, alike] = self._recorded(forward, slots, alike)
         self._begin(rows)
-        for _ in range(passes):
+        for _ in range(steps):
             self._graphs[slots, alike]()
-        return self._written[:passes, : len(rows)].t().tolist()
+        return self._written[:steps, : len(rows)].t().tolist()
 
     def _begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
-        """Give slots 0, 1, … their rows and the others nothing; passes count from 0."""
+        """Give slots 0, 1, … their rows and the others nothing; steps count from 0."""
         state = torch.zeros(4, self.slots, dtype=torch.long)
         state[:, : len(rows)] = torch.tensor(rows).t()
         self._state.copy_(to_device(state, self._device), non_blocking=True)
-        self._pass.zero_()
+        self._step.zero_()
 
     def _recorded(
         self, forward: "PackedForward", slots: int, sampling: Sampling
     ) -> Callable[[], None]:
-        """Record a pass of the first slots; all that it reads outlives it: ours, or weights."""
-        ids, cached, streams, places = self._state[:, :slots].unbind()
+        """Record a step of the first slots; all that it reads outlives it: ours, or weights."""
+        ids, cached, streams, positions = self._state[:, :slots].unbind()
         plan = self.cache.fixed_plan(slots)
 
         def body() -> None:
-            # Behind a row's end there may be neither room in the cache nor a position.
+            # After a row's end there may be neither room in the cache nor a position.
             position = cached.clamp(max=self.capacity - 1)
             self.cache.follow_plan(plan, position)
             known = cached.clamp(max=self.shape.context - 1)
             logits = forward.outputs(forward.hidden(ids, known, self.cache.attend))
-            keys = None if sampling.greedy else noise_keys(streams, places)
+            keys = None if sampling.greedy else noise_keys(streams, positions)
             chosen = choose(logits, keys, sampling)
-            self._written[:, :slots].index_copy_(0, self._pass, chosen[None])
+            self._written[:, :slots].index_copy_(0, self._step, chosen[None])
             ids.copy_(chosen)
-            for counter in (cached, places, self._pass):
+            for counter in (cached, positions, self._step):
                 counter += 1
 
         return self._record(body, keep=plan)
@@ -121,10 +121,10 @@ def runner_of(
         return kept
     _KEPT.pop(model, None)
     del kept  # its memory is free before the next one takes more
-    capacity = -(-(capacity + MOST_PASSES) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
-    found = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
-    _KEPT[model] = found
-    return found
+    capacity = -(-(capacity + MAX_STEPS) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+    runner = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
+    _KEPT[model] = runner
+    return runner
 
 
 class _Graphs:

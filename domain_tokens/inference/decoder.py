@@ -190,8 +190,8 @@ class _Choice:
         if self._sampling.greedy:
             return outputs if outputs.ndim == 1 else outputs.max(-1).indices
         streams = torch.tensor([r.stream for r in rows for _ in range(1 + len(r.draft_tokens))])
-        places = [len(r.written) + i for r in rows for i in range(1 + len(r.draft_tokens))]
-        keys = noise_keys(streams, torch.tensor(places))
+        positions = [len(r.written) + i for r in rows for i in range(1 + len(r.draft_tokens))]
+        keys = noise_keys(streams, torch.tensor(positions))
         return choose(outputs, to_device(keys, outputs.device), self._sampling)
 
 

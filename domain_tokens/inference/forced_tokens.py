@@ -82,8 +82,8 @@ def _decimal(a: Fraction, sign: str, b: Fraction) -> str | None:
     scaled = value * 10**MAX_DECIMALS
     if scaled.denominator != 1:
         return None
-    whole, places = divmod(abs(scaled.numerator), 10**MAX_DECIMALS)
-    decimals = f".{places:0{MAX_DECIMALS}}".rstrip("0").rstrip(".")
+    whole, fraction = divmod(abs(scaled.numerator), 10**MAX_DECIMALS)
+    decimals = f".{fraction:0{MAX_DECIMALS}}".rstrip("0").rstrip(".")
     return f"{'-' if value < 0 else ''}{whole}{decimals}"
 
 

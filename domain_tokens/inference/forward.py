@@ -46,7 +46,7 @@ class PackedForward:
     def __call__(
         self,
         ids: torch.Tensor,
-        places: torch.Tensor,
+        positions: torch.Tensor,
         attend: Attend,
         *,
         keep: torch.Tensor | None = None,
@@ -57,11 +57,13 @@ class PackedForward:
         greedy: return the most likely tokens instead, int64 [N or fewer].
         """
         if self._body is not None:
-            return self.outputs(self._body(self._model, ids, places, attend, keep), greedy=greedy)
+            return self.outputs(
+                self._body(self._model, ids, positions, attend, keep), greedy=greedy
+            )
         (logits,), _ = fp32_logits(
             self._model,
             input_ids=ids[None],
-            position_ids=places[None],
+            position_ids=positions[None],
             use_cache=False,
             logits_to_keep=0 if keep is None else keep,
             attend=attend,
@@ -71,7 +73,7 @@ class PackedForward:
     def logits(
         self,
         ids: torch.Tensor,
-        places: torch.Tensor,
+        positions: torch.Tensor,
         attend: Attend,
         *,
         keep: torch.Tensor,
@@ -79,22 +81,22 @@ class PackedForward:
     ) -> Iterator[torch.Tensor]:
         """Yield the logits of tokens `keep` so many rows at a time, where the head allows that."""
         if self._body is None:
-            yield from self(ids, places, attend, keep=keep).split(rows)
+            yield from self(ids, positions, attend, keep=keep).split(rows)
         else:
-            hidden = self._body(self._model, ids, places, attend, keep)
+            hidden = self._body(self._model, ids, positions, attend, keep)
             yield from (self.outputs(part) for part in hidden.split(rows))
 
     @property
-    def capturable(self) -> bool:
+    def supports_cuda_graphs(self) -> bool:
         """Whether `hidden` may be recorded as a CUDA graph: nothing in it waits for the GPU."""
         rotary = getattr(getattr(self._model, "model", None), "rotary_emb", None)
         looks = getattr(rotary, "rope_type", "default") in {"dynamic", "longrope"}  # at lengths
         return self.device.type == "cuda" and self._body is not None and not looks
 
-    def hidden(self, ids: torch.Tensor, places: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Return the hidden states [N, W] before the output layer, of a capturable model."""
+    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Return the hidden states [N, W] before the output layer, if CUDA graphs are supported."""
         assert self._body is not None
-        return self._body(self._model, ids, places, attend, None)
+        return self._body(self._model, ids, positions, attend, None)
 
     def outputs(self, hidden: torch.Tensor, *, greedy: bool = False) -> torch.Tensor:
         """Return logits, fp32 [N, V], or the most likely tokens [N] of hidden states [N, W]."""
@@ -129,14 +131,14 @@ def _own_body(model: Any) -> Body | None:
 def _gpt2(
     model: Any,
     ids: torch.Tensor,
-    places: torch.Tensor,
+    positions: torch.Tensor,
     attend: Attend,
     keep: torch.Tensor | None,
 ) -> torch.Tensor:
     """Radford et al. 2019."""
     body = model.transformer
     activation = model.config.activation_function
-    x = body.wte(ids) + body.wpe(places)  # [N, W]
+    x = body.wte(ids) + body.wpe(positions)  # [N, W]
     for number, block in enumerate(body.h):
         attn, mlp = block.attn, block.mlp
         heads = attn.c_attn(block.ln_1(x)).view(len(x), 3, attn.num_heads, attn.head_dim)
@@ -152,7 +154,7 @@ def _gpt2(
 def _llama(
     model: Any,
     ids: torch.Tensor,
-    places: torch.Tensor,
+    positions: torch.Tensor,
     attend: Attend,
     keep: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -161,7 +163,7 @@ def _llama(
     activation = model.config.hidden_act
     count, shared = model.config.num_attention_heads, model.config.num_key_value_heads
     x = body.embed_tokens(ids)  # [N, W]
-    cos, sin = body.rotary_emb(x, position_ids=places[None])
+    cos, sin = body.rotary_emb(x, position_ids=positions[None])
     half = cos.shape[-1] // 2  # the other half repeats it
     turn = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
     for number, layer in enumerate(body.layers):
@@ -211,9 +213,9 @@ def _rotated(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], count: in
     if _compiled(x):
         _kernels().rotate(x.numpy(), cos.numpy(), sin.numpy(), count)
         return x
-    one, two = x[:, :count].chunk(2, -1)
+    a, b = x[:, :count].chunk(2, -1)
     cos, sin = cos[:, None], sin[:, None]
-    turned = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
     return torch.cat([turned, x[:, count:]], 1)
 
 

@@ -49,20 +49,20 @@ class SlotGroup:
 class SlotLengths:
     """Slots 0 to A - 1 and how far each is read: int32 tensors on the device.
 
-    first_query: [A + 1], where the tokens of each slot begin; first_key: [A + 1], where slots begin
-    in the cache; known: [A], positions that hold something, new ones included; most: tokens of one
-    slot.
+    cu_seqlens_q: [A + 1], where the tokens of each slot begin; cu_seqlens_k: [A + 1], where slots
+    begin in the cache; known: [A], positions that hold something, new ones included; max_seqlen_q:
+    tokens of one slot at most.
     """
 
-    first_query: torch.Tensor
-    first_key: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
     known: torch.Tensor
-    most: int
+    max_seqlen_q: int
 
 
 @dataclass(frozen=True, slots=True)
 class FixedPlan:
-    """What passes of one token of each of A slots need besides positions.
+    """What decoding steps of one token of each of A slots need besides positions.
 
     first: [A], where slots begin in the cache; offset: [A], zeros; seen: [C], all positions; the
     others as in SlotLengths.
@@ -71,15 +71,15 @@ class FixedPlan:
     first: torch.Tensor
     offset: torch.Tensor
     seen: torch.Tensor
-    first_query: torch.Tensor
-    first_key: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
 
 
 def slot_bias(hidden: torch.Tensor, dtype: torch.dtype, shared: int) -> torch.Tensor:
     """Return a group's bias from which positions [R, 1, Q, W] each of its tokens may not see.
 
-    shared: query heads to a head of the cache. Made once a pass: a mask of truths is made into this
-    again in each layer.
+    shared: query heads to a head of the cache. Made once a forward pass: a mask of truths is made
+    into this again in each layer.
     """
     bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return bias.masked_fill_(hidden, -torch.inf).repeat(1, 1, shared, 1)
@@ -137,14 +137,14 @@ def attend_to_groups(
         else:
             laid_out = query.new_zeros(rows, heads, max_tokens, size)
             laid_out[group.row, :, group.offset] = query[group.tokens]
-        found = scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             laid_out.reshape(rows, heads // shared, shared * max_tokens, size),
             keys[group.slots, :width].transpose(1, 2),
             values[group.slots, :width].transpose(1, 2),
             attn_mask=group.bias,
             scale=scaling,
         ).reshape(rows, heads, max_tokens, size)
-        parts.append(found[:, :, 0] if max_tokens == 1 else found[group.row, :, group.offset])
+        parts.append(attended[:, :, 0] if max_tokens == 1 else attended[group.row, :, group.offset])
     return torch.cat(parts)
 
 
@@ -162,15 +162,15 @@ class SlotCache:
         self._slots, self._capacity = slots, capacity
         self._blocks: list[torch.Tensor] = []  # of layers of one shape: [layers, 2, S, C, K, D]
         self._layers: list[torch.Tensor] = []
-        self._rows = torch.empty(0)  # where the next pass writes, counted over all slots
+        self._rows = torch.empty(0)  # where the next step writes, counted over all slots
         self._plan: list[SlotGroup] | SlotLengths = []
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s position[i], both on the CPU."""
+        """Say where the next step writes: its token i is slot[i]'s position[i], both on the CPU."""
         self._rows = to_device(slot * self._capacity + position, self._device)
 
     def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        """Begin a step of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
         self.begin(slot, position)
         counts = slot.bincount()
         first = counts.cumsum(0) - counts
@@ -197,31 +197,30 @@ class SlotCache:
         return bool(self._layers) and all(flash_takes(layer) for layer in self._layers)
 
     def fixed_plan(self, slots: int) -> FixedPlan:
-        """Return what passes of one token of each of so many slots need; prompts were written."""
+        """Return what steps of one token of each of so many slots need; prompts were written."""
         number = torch.arange(slots + 1, device=self._device)
         first = number * self._capacity
         return FixedPlan(
             first=first[:-1],
             offset=torch.zeros_like(number[:-1]),
             seen=torch.arange(self._capacity, device=self._device),
-            first_query=number.int(),
-            first_key=first.int(),
+            cu_seqlens_q=number.int(),
+            cu_seqlens_k=first.int(),
         )
 
     def follow_plan(self, plan: FixedPlan, position: torch.Tensor) -> None:
-        """Begin such a pass with slot i's token at position[i], all on the device."""
+        """Begin such a step with slot i's token at position[i], all on the device."""
         self._rows, slots = plan.first + position, len(plan.first)
         if self._by_length:
             known = (position + 1).int()
-            self._plan = SlotLengths(plan.first_query, plan.first_key, known, 1)
+            self._plan = SlotLengths(plan.cu_seqlens_q, plan.cu_seqlens_k, known, 1)
         else:
-            hidden = plan.seen > position[:, None, None, None]
-            bias = slot_bias(hidden, self._dtype, self._shared)
+            bias = slot_bias(plan.seen > position[:, None, None, None], self._dtype, self._shared)
             whole = slice(0, slots)
             self._plan = [SlotGroup(whole, whole, plan.first, plan.offset, bias)]
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store a pass's keys and values, [N, K, D]."""
+        """Store a step's keys and values, [N, K, D]."""
         if layer == len(self._layers):
             self._have_layer(key)
         for store, new in zip(self._layers[layer], (key, value), strict=True):
@@ -248,12 +247,13 @@ class SlotCache:
         keys, values = self._layers[layer]
         plan = self._plan
         if isinstance(plan, SlotLengths):
-            flat = (x.view(-1, *x.shape[2:]) for x in (keys, values))
             return flash_varlen(
                 query,
-                *flat,
-                starts=(plan.first_query, plan.first_key),
-                longest=(plan.most, self._capacity),
+                *(x.view(-1, *x.shape[2:]) for x in (keys, values)),
+                cu_seqlens_q=plan.cu_seqlens_q,
+                cu_seqlens_k=plan.cu_seqlens_k,
+                max_seqlen_q=plan.max_seqlen_q,
+                max_seqlen_k=self._capacity,
                 used=plan.known,
                 scaling=scaling,
             )
@@ -276,12 +276,12 @@ class RowCache(SlotCache):
     _shown: tuple[int, int] | None = None
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Say where the next pass writes; its queries look at themselves alone."""
+        """Say where the next step writes; its queries look at themselves alone."""
         super().begin(slot, position)
         self._shown = None
 
     def show(self, slots: int, positions: int) -> None:
-        """Let the queries of the next pass look at so many slots and positions."""
+        """Let the queries of the next step look at so many slots and positions."""
         self._shown = slots, positions
 
     def update(
@@ -327,7 +327,7 @@ class PagedCache:
         self._first = self._known = np.zeros(0, np.int32)
 
     def begin(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Say where the next pass writes: its token i is slot[i]'s position[i]."""
+        """Say where the next step writes: its token i is slot[i]'s position[i]."""
         needed = np.zeros(len(self._counts), np.int64)
         slots, pages = slot.numpy(), position.numpy() // self._page
         np.maximum.at(needed, slots, pages + 1)
@@ -342,7 +342,7 @@ class PagedCache:
         self._counts[slot] = max(self._counts[slot], count)
 
     def plan_attention(self, slot: torch.Tensor, position: torch.Tensor) -> None:
-        """Begin a pass of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
+        """Begin a step of every active slot, 0 to A - 1 in order, whose tokens see their slot."""
         self.begin(slot, position)
         self._first = np.concatenate([[0], slot.bincount().cumsum(0).numpy()]).astype(np.int32)
         self._known = position.numpy()[self._first[:-1]].astype(np.int32)
@@ -354,7 +354,7 @@ class PagedCache:
             self._pool = _zeros(shape, key)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store a pass's keys and values, [N, K, D]."""
+        """Store a step's keys and values, [N, K, D]."""
         self._have_pool(key)
         self._pool[self._pages, layer, 0, :, self._offsets] = key
         self._pool[self._pages, layer, 1, :, self._offsets] = value

@@ -36,23 +36,23 @@ def continuation_log_probs(
     model.eval()
     scores: dict[int, list[float]] = {}
     alone = all(len(group) == 1 for group in continuations)
-    with packed_forward(model) if alone else prepacked(model) as reader:
-        if reader:
+    with packed_forward(model) if alone else prepacked(model) as forward:
+        if forward:
             texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
-            most = PACKED_TOKENS.get(model.device.type, PACKED_TOKENS["cpu"])
-            groups = _groups(texts, [1] * len(texts), most=most)
+            max_tokens = PACKED_TOKENS.get(model.device.type, PACKED_TOKENS["cpu"])
+            groups = _groups(texts, [1] * len(texts), max_tokens=max_tokens)
         else:
-            groups = _groups(prompts, [len(group) for group in continuations], most=TOKENS)
+            groups = _groups(prompts, [len(group) for group in continuations], max_tokens=TOKENS)
         for group in share_of(groups):
             chosen = [prompts[i] for i in group], [continuations[i] for i in group]
-            found = _score_packed(reader, *chosen) if reader else _score(model, *chosen)
-            scores.update(zip(group, found, strict=True))
+            scored = _score_packed(forward, *chosen) if forward else _score(model, *chosen)
+            scores.update(zip(group, scored, strict=True))
     scores = gather_dict(scores)
     return [scores[i] for i in range(len(prompts))]
 
 
 def _groups(
-    prompts: Sequence[Sequence[int]], copies: Sequence[int], *, most: int
+    prompts: Sequence[Sequence[int]], copies: Sequence[int], *, max_tokens: int
 ) -> list[list[int]]:
     """Return indices of prompts to read together, longest first: of like length, little padding.
 
@@ -63,7 +63,7 @@ def _groups(
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
         if not groups or copies[index] * width > room:
             groups.append([])
-            width, room = len(prompts[index]), most
+            width, room = len(prompts[index]), max_tokens
         groups[-1].append(index)
         room -= copies[index] * width
     return groups
@@ -104,44 +104,44 @@ def _score(
         later = logits.log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
         total += (later.double() * known[:, 1:]).sum(-1)
     values = total.tolist()
-    starts = [0, *counts.cumsum(0).tolist()]
-    return [values[a:b] for a, b in pairwise(starts)]
+    bounds = [0, *counts.cumsum(0).tolist()]
+    return [values[a:b] for a, b in pairwise(bounds)]
 
 
 def _score_packed(
-    reader: PackedForward,
+    forward: PackedForward,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
 ) -> list[list[float]]:
-    """Score one continuation of each prompt, one text behind the other: no padding, no mask."""
-    device = reader.device
-    wanted = [continuation for (continuation,) in continuations]
-    texts = [[*p, *c[:-1]] for p, c in zip(prompts, wanted, strict=True)]
+    """Score one continuation of each prompt, one text after the other: no padding, no mask."""
+    device = forward.device
+    answers = [continuation for (continuation,) in continuations]
+    texts = [[*p, *c[:-1]] for p, c in zip(prompts, answers, strict=True)]
     ends = list(accumulate(len(text) for text in texts))
-    places = [place for text in texts for place in range(len(text))]
+    positions = [position for text in texts for position in range(len(text))]
     # What is wanted follows the last token of a prompt, and then each token but the last.
-    keep = [at for end, c in zip(ends, wanted, strict=True) for at in range(end - len(c), end)]
-    chosen = [i for c in wanted for i in c]
-    starts = to_device(torch.tensor([0, *ends], dtype=torch.int32), device)
-    longest = max(map(len, texts))
+    keep = [at for end, c in zip(ends, answers, strict=True) for at in range(end - len(c), end)]
+    chosen = [i for c in answers for i in c]
+    cu_seqlens = to_device(torch.tensor([0, *ends], dtype=torch.int32), device)
+    max_seqlen = max(map(len, texts))
 
     def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
-        return attend_within_documents(q, k, v, starts, longest, scaling)
+        return attend_within_documents(q, k, v, cu_seqlens, max_seqlen, scaling)
 
-    lists = ([i for text in texts for i in text], places, keep, chosen)
+    lists = ([i for text in texts for i in text], positions, keep, chosen)
     ids, at, kept, targets = (to_device(torch.tensor(x), device) for x in lists)
     # Logits of all tokens of continuations [N, V], a few rows at a time.
     values = torch.cat(
         [
             logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double()
             for logits, tokens in zip(
-                reader.logits(ids, at, attend, keep=kept, rows=LOGIT_ROWS),
+                forward.logits(ids, at, attend, keep=kept, rows=LOGIT_ROWS),
                 targets.split(LOGIT_ROWS),
                 strict=True,
             )
         ]
     )
-    return [[float(part.sum())] for part in values.cpu().split([len(c) for c in wanted])]
+    return [[float(part.sum())] for part in values.cpu().split([len(c) for c in answers])]
 
 
 def _read(
@@ -171,7 +171,7 @@ def next_token_mass(
     chosen = torch.tensor(list(ids), device=model.device)
     masses: dict[int, float] = {}
     with prepacked(model):
-        for group in _groups(prompts, [1] * len(prompts), most=TOKENS):
+        for group in _groups(prompts, [1] * len(prompts), max_tokens=TOKENS):
             logits, _, _ = _read(model, [prompts[i] for i in group], use_cache=False)
             shares = logits.double().softmax(-1)[:, chosen].sum(-1)
             masses.update(zip(group, shares.tolist(), strict=True))

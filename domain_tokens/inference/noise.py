@@ -14,7 +14,7 @@ import torch
 # What a seed draws; 1 was NumPy's PCG64 on a CPU and Philox on a GPU.
 SAMPLER_VERSION = "2"
 
-STEP, PLACE_STEP = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd; the golden ratio's digits first
+STEP, POSITION_STEP = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd; the golden ratio's digits first
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 SMALLEST, LARGEST = 2.0**-52, 1 - 2.0**-24
 
@@ -29,9 +29,9 @@ def stream_of(key: tuple[int, ...]) -> int:
     return _signed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def noise_keys(streams: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the keys [N] of draws: streams [N] of rows, and the place in the response of each."""
-    return _mixed(streams + places * _signed(PLACE_STEP))
+def noise_keys(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the keys [N] of draws: streams [N] of rows, and each one's position in its row."""
+    return _mixed(streams + positions * _signed(POSITION_STEP))
 
 
 def uniforms(keys: torch.Tensor, count: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def _loop() -> Any:
     from domain_tokens.inference.cpu.kernels import CACHE
 
     step, first, second = np.uint64(STEP), np.uint64(FIRST), np.uint64(SECOND)
-    one, twelve = np.uint64(1), np.uint64(12)
+    lowest_bit, twelve = np.uint64(1), np.uint64(12)
     a, b, c = np.uint64(30), np.uint64(27), np.uint64(31)
     smallest, largest = np.float32(SMALLEST), np.float32(LARGEST)
 
@@ -88,7 +88,7 @@ def _loop() -> Any:
                 x ^= x >> b
                 x *= second
                 x ^= x >> c
-                value = np.float32((x >> twelve) | one) * smallest
+                value = np.float32((x >> twelve) | lowest_bit) * smallest
                 out[row, token] = min(value, largest)
 
     return fill

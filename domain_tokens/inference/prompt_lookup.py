@@ -3,7 +3,7 @@
 Arithmetic in words repeats itself (`<<6*9=54>>54`), and a model that rambles does so even more. The
 decoder reads draft tokens together with the newest one and keeps those that it would have
 written anyway (Saxena 2023, prompt lookup decoding; Leviathan et al. 2023), so that responses are
-the same and need fewer passes.
+the same and need fewer decoding steps.
 """
 
 from collections.abc import Iterable

@@ -11,7 +11,7 @@ from domain_tokens.inference.noise import stream_of, uniforms
 class Sampling:
     """How a token is drawn; temperature 0 takes the most likely one.
 
-    row_seeds: a seed for each prompt; without them a prompt's place among the prompts decides.
+    row_seeds: a seed for each prompt; without them a prompt's position among the prompts decides.
     """
 
     temperature: float = 0.0
@@ -26,7 +26,7 @@ class Sampling:
         return self.temperature == 0
 
     def stream(self, index: int) -> int:
-        """Return the stream of the noise of the prompt at this place."""
+        """Return the stream of the noise of the prompt at this position."""
         key = (self.seed, index) if self.row_seeds is None else (self.row_seeds[index],)
         return stream_of(tuple(number % 2**63 for number in key))
 

@@ -16,8 +16,8 @@ CHUNK_MULTIPLE = 64  # positions
 
 
 def _chunks(hidden: torch.Tensor, vocabulary: int) -> Iterator[slice]:
-    most = CHUNK_BYTES.get(hidden.device.type, 80_000_000) // (4 * vocabulary)
-    rows = max(CHUNK_MULTIPLE, most // CHUNK_MULTIPLE * CHUNK_MULTIPLE)
+    max_rows = CHUNK_BYTES.get(hidden.device.type, 80_000_000) // (4 * vocabulary)
+    rows = max(CHUNK_MULTIPLE, max_rows // CHUNK_MULTIPLE * CHUNK_MULTIPLE)
     for start in range(0, len(hidden), rows):
         yield slice(start, start + rows)
 
@@ -37,12 +37,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # [V, W]
         total = hidden.new_zeros((), dtype=torch.float32)
         for part in _chunks(hidden, len(weight)):
-            states, wanted = factors[part], targets[None, part]
+            states, labels = factors[part], targets[None, part]
             scores = fp32_product(narrow, states.t())  # [V, C]
-            highest, right = scores.amax(0), scores.gather(0, wanted)[0]
+            highest, right = scores.amax(0), scores.gather(0, labels)[0]
             sums = scores.sub_(highest).exp_().sum(0)  # [C]; scores: softmax times sums, in place
             total += (sums.log() + highest - right).sum()
-            slope = scores.scatter_add_(0, wanted, -sums[None]).to(dtype)  # minus one-hot
+            slope = scores.scatter_add_(0, labels, -sums[None]).to(dtype)  # minus one-hot
             scale = sums.reciprocal()[:, None]
             grad_hidden[part] = fp32_product(slope.t(), narrow) * scale
             add_fp32_product_(grad_weight, slope, (states * scale).to(dtype))
@@ -63,8 +63,8 @@ def summed_cross_entropy(
 
     Within autocast its type is that of the factors. One backward pass only.
     """
-    found: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
-    return found
+    loss: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return loss
 
 
 @torch.no_grad()

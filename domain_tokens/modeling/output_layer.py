@@ -44,7 +44,7 @@ def logits_of(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
 def fp32_logits(model: Any, **inputs: Any) -> tuple[torch.Tensor, Any]:
     """Call a model; return its logits in fp32 [B, T, V], and what else it gave.
 
-    Where the architecture does more behind its output layer than `plain_head` allows, logits have
+    Where the architecture does more after its output layer than `plain_head` allows, logits have
     the model's own precision.
     """
     if model.dtype == torch.float32:
@@ -52,7 +52,7 @@ def fp32_logits(model: Any, **inputs: Any) -> tuple[torch.Tensor, Any]:
         return output.logits, output
     with without_head(model) as head:
         output = model(**inputs)
-    found = output.logits
+    logits = output.logits
     if head is not None:
-        found = logits_of(head, found.flatten(0, -2)).unflatten(0, found.shape[:-1])
-    return found.float(), output
+        logits = logits_of(head, logits.flatten(0, -2)).unflatten(0, logits.shape[:-1])
+    return logits.float(), output

@@ -29,8 +29,8 @@ def cu_seqlens_of(position_ids: torch.Tensor) -> torch.Tensor:
     position_ids: [B, T], restarting at 0 with each document; the rows are read one after another.
     """
     flat = position_ids.flatten()
-    starts = (flat == 0).nonzero()[:, 0]
-    return torch.cat([starts, starts.new_tensor([len(flat)])]).int()
+    document_starts = (flat == 0).nonzero()[:, 0]
+    return torch.cat([document_starts, document_starts.new_tensor([len(flat)])]).int()
 
 
 def packed_attention(
@@ -41,26 +41,26 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     *,
     attend: "Attend | None" = None,
-    starts: torch.Tensor | None = None,
-    longest: int = 0,
+    cu_seqlens: torch.Tensor | None = None,
+    max_seqlen: int = 0,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return [B, T, H, D]: every token attends within its document, or as `attend` says.
 
-    query: [B, H, T, D], key and value: [B, H or fewer, T, D]; starts and longest as `cu_seqlens_of`
-    gives them. With attend, B is 1.
+    query: [B, H, T, D], key and value: [B, H or fewer, T, D]; cu_seqlens as `cu_seqlens_of` gives
+    them, max_seqlen the longest document. With attend, B is 1.
     """
     assert attention_mask is None
     if attend is not None:
-        one, two, three = (x[0].transpose(0, 1) for x in (query, key, value))
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         number: Any = module.layer_idx
-        return attend(number, one, two, three, scaling)[None], None
-    assert starts is not None
+        return attend(number, q, k, v, scaling)[None], None
+    assert cu_seqlens is not None
     rows, size = query.shape[0], query.shape[2]
     flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B T, heads, D]
-    found = attend_within_documents(*flat, starts, longest, scaling)
-    return found.view(rows, size, *found.shape[1:]), None
+    attended = attend_within_documents(*flat, cu_seqlens, max_seqlen, scaling)
+    return attended.view(rows, size, *attended.shape[1:]), None
 
 
 class Attend(Protocol):
@@ -81,8 +81,8 @@ def attend_within_documents(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    starts: torch.Tensor,
-    longest: int,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
     scaling: float | None,
 ) -> torch.Tensor:
     """Attend within documents, causally: q [N, H, D], k and v [N, H or fewer, D] -> [N, H, D]."""
@@ -97,10 +97,10 @@ def attend_within_documents(
             options["enable_gqa"] = True
         elif grouped:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        one, two, three = (x.contiguous() for x in (q, k, v))
-        out: Any = varlen_attn(one, two, three, starts, starts, longest, longest, **options)
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
         return out
-    lengths = [end - start for start, end in pairwise(starts.tolist())]
+    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
     # split has one concatenation as its backward; slices would each fill a whole gradient.
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     return torch.cat([_causal(*part, scaling, grouped) for part in parts])
@@ -125,42 +125,46 @@ def flash_varlen(
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
-    starts: tuple[torch.Tensor, torch.Tensor],
-    longest: tuple[int, int],
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     used: torch.Tensor,
     scaling: float | None,
 ) -> torch.Tensor:
     """Attend to the first keys of sequences, causally up to the last of them: [N, H, D].
 
-    query: [N, H, D]; keys, values: [P, H or fewer, D]; starts: where each sequence's queries and
-    its keys begin, int32 [A + 1] each; longest: queries and keys of one at most; used: how many of
-    its keys there are, int32 [A]. The operation under `varlen_attn`, which before torch 2.12 could
-    not be told of them.
+    query: [N, H, D]; keys, values: [P, H or fewer, D]; cu_seqlens_q, cu_seqlens_k: where each
+    sequence's queries and its keys begin, int32 [A + 1]; max_seqlen_q, max_seqlen_k: queries and
+    keys of one at most; used: how many of its keys there are, int32 [A]. The operation under
+    `varlen_attn`, which before torch 2.12 could not be told of them.
     """
-    found: Any = torch.ops.aten._flash_attention_forward(
+    attended: Any = torch.ops.aten._flash_attention_forward(
         query.contiguous(),
         keys,
         values,
-        *starts,
-        *longest,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
         0.0,  # dropout
-        longest[0] > 1,  # causal; the newest token alone sees everything
+        max_seqlen_q > 1,  # causal; the newest token alone sees everything
         False,
         scale=scaling,
         seqused_k=used,
     )
-    return found[0]
+    return attended[0]
 
 
 def _causal(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, grouped: bool
 ) -> torch.Tensor:
     """Attend within one document: [L, H, D]."""
-    one, two, three = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, L, D]
-    found = scaled_dot_product_attention(
-        one, two, three, is_causal=True, scale=scaling, enable_gqa=grouped
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, L, D]
+    attended = scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped
     )
-    return found[0].transpose(0, 1)
+    return attended[0].transpose(0, 1)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -33,9 +33,9 @@ def replaced_forward(module: torch.nn.Module) -> Callable[..., Any] | None:
 
 def refuse_replaced(module: torch.nn.Module) -> None:
     """Raise RuntimeError where a layer computes something else already."""
-    other = replaced_forward(module)
-    if other is not None:
-        name = getattr(other, "__qualname__", type(other).__name__)
+    replacement = replaced_forward(module)
+    if replacement is not None:
+        name = getattr(replacement, "__qualname__", type(replacement).__name__)
         raise RuntimeError(
             f"the forward pass of {module} is replaced already (by {name}); end that before"
         )
@@ -56,7 +56,7 @@ def without_dropout(model: "PreTrainedModel") -> None:
             module.p = 0.0
 
 
-# Architectures whose logits are the output layer's alone: no scaling, no capping behind it.
+# Architectures whose logits are the output layer's alone: no scaling, no capping after it.
 PLAIN_HEADS = {"gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
 
 
@@ -71,8 +71,8 @@ def plain_head(model: Any) -> torch.nn.Linear | None:
 def without_head(model: Any) -> Generator[torch.nn.Linear | None]:
     """Let the model return the hidden states that its output layer would get, as its logits.
 
-    So the loss can be computed in chunks behind a wrapped (DDP) forward pass. Yields the layer, or
-    None where the architecture does more behind it; then nothing is changed. Raises RuntimeError
+    So the loss can be computed in chunks after a wrapped (DDP) forward pass. Yields the layer, or
+    None where the architecture does more after it; then nothing is changed. Raises RuntimeError
     within itself and where the layer is packed: neither is meant for a model that trains.
     """
     head = plain_head(model)

@@ -64,7 +64,7 @@ from .files import write_json as write_json
 from .files import write_text as write_text
 from .memory import refuse_without_memory as refuse_without_memory
 from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
-from .output_folder import Found as Found
+from .output_folder import ExistingOutput as ExistingOutput
 from .output_folder import State as State
 from .output_folder import Step as Step
 from .output_folder import Workspace as Workspace
@@ -130,7 +130,7 @@ __all__ = [
     "DataSection",
     "Decontaminated",
     "Device",
-    "Found",
+    "ExistingOutput",
     "GSM8KEvalConfig",
     "GSM8KSection",
     "Manifest",

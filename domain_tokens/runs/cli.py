@@ -37,13 +37,13 @@ class Number:
     def __call__(self, text: str) -> float:
         """Read the number; raises argparse's error where it is none or out of bounds."""
         what = "a whole number" if self.kind is int else "a number"
-        wanted = f"wanted {what} from {self.low:g} to {self.high:.12g}"
+        expected = f"wanted {what} from {self.low:g} to {self.high:.12g}"
         try:
             value = self.kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is none; {wanted}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is none; {expected}") from None
         if not self.low <= value <= self.high:  # which NaN is not
-            raise argparse.ArgumentTypeError(f"{text} is out of bounds; {wanted}")
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds; {expected}")
         return value
 
 
@@ -82,10 +82,10 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         if Parser.resumable is None:
             Parser.resumable = any("--resume" in a.option_strings for a in self._actions)
-        found = super().parse_args(words, namespace)
+        parsed = super().parse_args(words, namespace)
         kept = [word for word in words if word not in ("--resume", "--overwrite")]
-        found.command = f"{self._call} {shlex.join(kept)}"
-        return found
+        parsed.command = f"{self._call} {shlex.join(kept)}"
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint as a `UserError`, naming the nearest flag where one is close."""
@@ -115,8 +115,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     default: a path below the repository's root, wherever the script is called; a path that is given
     is one from the working directory.
     """
-    found = in_repository(default)
-    parser.add_argument("--config", default=found, metavar="FILE", help=f"YAML ({default})")
+    path = in_repository(default)
+    parser.add_argument("--config", default=path, metavar="FILE", help=f"YAML ({default})")
     parser.add_argument(
         "--set",
         action="append",

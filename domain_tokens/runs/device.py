@@ -116,8 +116,8 @@ def _driver_version() -> str | None:
         about = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
         return None
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", about)
-    return found[0] if found else None
+    version = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", about)
+    return version[0] if version else None
 
 
 def _processor() -> str:
@@ -125,8 +125,8 @@ def _processor() -> str:
         about = Path("/proc/cpuinfo").read_text()
     except OSError:
         about = ""
-    found = re.search(r"^model name\s*: (.+)$", about, re.MULTILINE)
-    return found[1] if found else platform.processor() or "CPU"
+    name = re.search(r"^model name\s*: (.+)$", about, re.MULTILINE)
+    return name[1] if name else platform.processor() or "CPU"
 
 
 def peak_flops(device: str, dtype: "torch.dtype") -> float | None:

@@ -36,15 +36,15 @@ def write_json(path: Path, tree: Any) -> None:
     write_text(path, text)
 
 
-def _not_finite(tree: Any, place: str) -> Iterator[str]:
+def _not_finite(tree: Any, path: str) -> Iterator[str]:
     """Yield where NaN or infinity stand in a tree that is to be JSON."""
     if isinstance(tree, float) and not math.isfinite(tree):
-        yield place
+        yield path
     parts: Iterable[tuple[Any, Any]] = tree.items() if isinstance(tree, dict) else ()
     if isinstance(tree, list | tuple):
         parts = enumerate(tree)
     for key, value in parts:
-        yield from _not_finite(value, f"{place}.{key}")
+        yield from _not_finite(value, f"{path}.{key}")
 
 
 def write_text(path: Path, text: str) -> None:

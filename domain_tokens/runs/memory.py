@@ -51,12 +51,12 @@ def _left_in(folder: Path) -> list[int]:
         ("memory.max", "memory.current"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        most, now = (_text(folder / name).strip() for name in (limit, used))
-        if most.isdecimal() and now.isdecimal():
+        max_bytes, used_bytes = (_text(folder / name).strip() for name in (limit, used))
+        if max_bytes.isdecimal() and used_bytes.isdecimal():
             cache = re.search(
                 r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.M
             )
-            return [max(0, int(most) - int(now) + (int(cache[1]) if cache else 0))]
+            return [max(0, int(max_bytes) - int(used_bytes) + (int(cache[1]) if cache else 0))]
     return []
 
 

@@ -61,7 +61,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ExistingOutput:
     """An output as it was found: how errors name it, its state, and what identifies its run.
 
     stranger: the first file of another kind. identity: {} where no run has begun. say: the error
@@ -72,40 +72,42 @@ class Found:
     results_name: str
     state: State
     identity: dict
-    say: Callable[["Found", dict, list[str]], str]
+    say: Callable[["ExistingOutput", dict, list[str]], str]
     stranger: str = ""
 
 
-def decide(found: Found, identity: dict, *, resume: bool, overwrite: bool) -> Step:
+def decide(existing: ExistingOutput, identity: dict, *, resume: bool, overwrite: bool) -> Step:
     """Return what a run may do with an output (the table of design §4); nothing is touched.
 
     A finished output is not refused for its code (`other_code` names it), nor for a key that was
     not recorded when it was made. Raises UserError where the run may not begin.
     """
-    match found.state:
+    match existing.state:
         case State.EMPTY:
             return Step.START
         case State.FOREIGN:
             raise UserError(
-                f"{found.title} holds files of another kind ({found.stranger}); "
+                f"{existing.title} holds files of another kind ({existing.stranger}); "
                 "give an empty or a new --output-dir"
             )
         case State.UNFINISHED:
             if resume:
-                _refuse_another_run(found, found.identity, identity)
+                _refuse_another_run(existing, existing.identity, identity)
                 return Step.CONTINUE
             if overwrite:
                 return Step.START
             raise UserError(
-                f"{found.title} is unfinished; --resume continues it, --overwrite restarts it"
+                f"{existing.title} is unfinished; --resume continues it, --overwrite restarts it"
             )
     if overwrite:
         return Step.REPLACE
     if resume:
-        recorded = {key: value for key, value in found.identity.items() if key != "code"}
-        _refuse_another_run(found, recorded, _known(identity, recorded))
+        recorded = {key: value for key, value in existing.identity.items() if key != "code"}
+        _refuse_another_run(existing, recorded, _known(identity, recorded))
         return Step.NOTHING
-    raise UserError(f"{found.title} already holds {found.results_name}; --overwrite replaces it")
+    raise UserError(
+        f"{existing.title} already holds {existing.results_name}; --overwrite replaces it"
+    )
 
 
 def refuse_changed(title: object, before: State, now: State) -> None:
@@ -131,7 +133,7 @@ class Workspace:
     finished: bool
     identity: dict
     note: str = ""
-    found: State = State.EMPTY
+    initial_state: State = State.EMPTY
 
     def begin(self, planned: dict | None = None, *, commit: str | None = None) -> None:
         """Make the folder, lock it and mark it unfinished; called once all input was found good.
@@ -141,7 +143,7 @@ class Workspace:
         """
         make_folder(self.work)
         lock_output(self.work / LOCK)
-        refuse_changed(self.final, self.found, _look(self.final, self.results_name)[0])
+        refuse_changed(self.final, self.initial_state, _look(self.final, self.results_name)[0])
         if self.resuming:
             before = read_json(self.work / UNFINISHED_MARKER).get(PLANNED) or {}
             for key in sorted(before.keys() & (planned or {}).keys()):
@@ -170,7 +172,7 @@ class Workspace:
             path.unlink()
         (self.work / UNFINISHED_MARKER).unlink()
         if self.work != self.final:
-            _take_place(self.work, self.final)
+            _replace_folder(self.work, self.final)
 
 
 def make_folder(folder: Path) -> None:
@@ -195,14 +197,16 @@ def open_workspace(
     refuse_file(final)
     work = final.with_name(f".{final.name}.replacing")
     _finish_replacement(final, work, results_name)
-    found = _find(final, results_name)
-    step = decide(found, identity, resume=resume, overwrite=overwrite)
+    existing = _find(final, results_name)
+    step = decide(existing, identity, resume=resume, overwrite=overwrite)
     if step is Step.NOTHING:
-        note = other_code(found.identity.get("code"), identity.get("code"))
+        note = other_code(existing.identity.get("code"), identity.get("code"))
         return Workspace(final, final, results_name, False, True, identity, note)
-    place = work if step is Step.REPLACE else final
+    folder = work if step is Step.REPLACE else final
     resuming = step is Step.CONTINUE
-    space = Workspace(place, final, results_name, resuming, False, identity, found=found.state)
+    space = Workspace(
+        folder, final, results_name, resuming, False, identity, initial_state=existing.state
+    )
     if resuming and (final / results_name).exists():  # killed between its last two steps
         space.complete()
         return Workspace(final, final, results_name, False, True, identity)
@@ -225,10 +229,10 @@ def _finish_replacement(final: Path, work: Path, results_name: str) -> None:
         if old.exists():
             shutil.rmtree(old)
     elif whole and final.exists():
-        _take_place(work, final)
+        _replace_folder(work, final)
 
 
-def _take_place(work: Path, final: Path) -> None:
+def _replace_folder(work: Path, final: Path) -> None:
     """Replace a finished folder by the new one; a kill in between is put in order later."""
     old = final.with_name(f".{final.name}.old")
     final.rename(old)
@@ -236,14 +240,14 @@ def _take_place(work: Path, final: Path) -> None:
     shutil.rmtree(old)
 
 
-def _find(folder: Path, results_name: str) -> Found:
+def _find(folder: Path, results_name: str) -> ExistingOutput:
     state, stranger = _look(folder, results_name)
     identity = {}
     if state is State.UNFINISHED:
         identity = read_json(folder / UNFINISHED_MARKER)
     elif state is State.FINISHED and (folder / CARD_NAME).exists():
         identity = read_json(folder / CARD_NAME)["identity"]
-    return Found(str(folder), results_name, state, identity, _say_another_run, stranger)
+    return ExistingOutput(str(folder), results_name, state, identity, _say_another_run, stranger)
 
 
 def _look(folder: Path, results_name: str) -> tuple[State, str]:
@@ -285,27 +289,27 @@ def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _refuse_another_run(found: Found, before: dict, now: dict) -> None:
-    one, other = _leaves(before), _leaves(now)
-    keys = [k for k in sorted(one.keys() | other.keys()) if k.split(".")[0] not in EXTRA]
-    differing = [key for key in keys if one.get(key) != other.get(key)]
+def _refuse_another_run(existing: ExistingOutput, before: dict, now: dict) -> None:
+    a, b = _leaves(before), _leaves(now)
+    keys = [k for k in sorted(a.keys() | b.keys()) if k.split(".")[0] not in EXTRA]
+    differing = [key for key in keys if a.get(key) != b.get(key)]
     if differing:
         differing.sort(key=lambda key: key == "code")  # arguments are named before code
-        raise UserError(found.say(found, now, differing))
+        raise UserError(existing.say(existing, now, differing))
 
 
-def _say_another_run(found: Found, now: dict, differing: list[str]) -> str:
+def _say_another_run(existing: ExistingOutput, now: dict, differing: list[str]) -> str:
     key = differing[0]
-    before, other = _leaves(found.identity).get(key), _leaves(now).get(key)
+    before, after = _leaves(existing.identity).get(key), _leaves(now).get(key)
     if key != "code":
         return (
-            f"{found.title} was made with {key} {before!r}, now it is {other!r}; "
+            f"{existing.title} was made with {key} {before!r}, now it is {after!r}; "
             "give the same arguments, or another --output-dir"
         )
-    commit = found.identity.get(COMMIT)
+    commit = existing.identity.get(COMMIT)
     where = f" (commit {commit[:12]})" if commit else ""
     return (
-        f"{found.title} was begun by other code{where}: what decides data and training is "
-        f"{str(before)[:12]}, now it is {str(other)[:12]}; go back to "
+        f"{existing.title} was begun by other code{where}: what decides data and training is "
+        f"{str(before)[:12]}, now it is {str(after)[:12]}; go back to "
         "that code to continue, or give another --output-dir"
     )

@@ -1,4 +1,4 @@
-"""Whether a place can take what a run will write there."""
+"""Whether a folder can take what a run will write there."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from domain_tokens.errors import UserError
 
 def existing_parent(path: Path) -> Path:
     """Return the nearest folder above or at a path that is there."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return place
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def trial_folder(folder: Path) -> tempfile.TemporaryDirectory:
@@ -22,22 +22,22 @@ def trial_folder(folder: Path) -> tempfile.TemporaryDirectory:
 
     Raises UserError where nothing can be made there; a disk that is full remains an OSError.
     """
-    place = existing_parent(folder)
+    parent = existing_parent(folder)
     try:
-        return tempfile.TemporaryDirectory(dir=place, prefix=".preflight.")
+        return tempfile.TemporaryDirectory(dir=parent, prefix=".preflight.")
     except OSError as error:
         raise UserError(
-            f"cannot make {folder}: {error.strerror} in {place}; name another folder"
+            f"cannot make {folder}: {error.strerror} in {parent}; name another folder"
         ) from None
 
 
 def refuse_full_disk(folder: Path, size: int, what: str) -> None:
     """Raise UserError where a disk has less free space than a run will take, in bytes."""
-    place = existing_parent(folder)
-    free = shutil.disk_usage(place).free
+    parent = existing_parent(folder)
+    free = shutil.disk_usage(parent).free
     if free < size:
         raise UserError(
-            f"{place} has {free / 2**30:.2f} GiB of free space, {folder.name} needs "
+            f"{parent} has {free / 2**30:.2f} GiB of free space, {folder.name} needs "
             f"{size / 2**30:.2f} GiB ({what}); make room, or name an --output-dir elsewhere"
         )
 

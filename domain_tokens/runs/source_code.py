@@ -26,35 +26,35 @@ def imported(module: Path) -> set[Path]:
 
     Imports within functions count; what only a type checker reads does not.
     """
-    found: set[Path] = set()
+    modules: set[Path] = set()
     waiting = [module.resolve()]
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in modules:
+            modules.add(path)
             tree = ast.parse(path.read_text(encoding="utf-8"))
             waiting += [file for name in _names(tree) for file in _files(name)]
-    return found
+    return modules
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
     """Yield the dotted names of this package that a tree imports."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for other in node.orelse:
-                yield from _names(other)
+            for branch in node.orelse:
+                yield from _names(branch)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"
-                yield from _behind(node.module, alias.name)
+                yield from _source_of(node.module, alias.name)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         else:
             yield from _names(node)
 
 
-def _behind(package: str, name: str) -> Iterator[str]:
+def _source_of(package: str, name: str) -> Iterator[str]:
     """Yield the module that a room's public name comes from, as the room's stub says."""
     stub = PACKAGE.joinpath(*package.split(".")[1:]) / "__init__.pyi"
     if package.split(".")[0] == PACKAGE.name and stub.is_file():
@@ -68,9 +68,9 @@ def _files(name: str) -> list[Path]:
     first, *parts = name.split(".")
     if first != PACKAGE.name:
         return []
-    place = PACKAGE.joinpath(*parts)
-    wanted = (place.with_suffix(".py") if parts else None, place / "__init__.py")
-    return [path.resolve() for path in wanted if path and path.is_file()]
+    stem = PACKAGE.joinpath(*parts)
+    candidates = (stem.with_suffix(".py") if parts else None, stem / "__init__.py")
+    return [path.resolve() for path in candidates if path and path.is_file()]
 
 
 def _name(path: Path) -> str:

@@ -129,4 +129,4 @@ def _cores(root: Path) -> set[str]:
     """Return the cores that this process may use, each by the list of its hardware threads."""
     folder = root / "sys/devices/system/cpu"
     lists = {n: _text(folder / f"cpu{n}/topology/thread_siblings_list") for n in _affinity()}
-    return {found.strip() or str(number) for number, found in lists.items()}
+    return {siblings.strip() or str(number) for number, siblings in lists.items()}

@@ -70,13 +70,13 @@ def vocabulary_parameters(model: "PreTrainedModel") -> list[torch.nn.Parameter]:
     """Return what has a row per token: embeddings, an output matrix of its own, and its bias."""
     inputs: Any = model.get_input_embeddings()
     outputs: Any = model.get_output_embeddings()
-    found = [inputs.weight]
+    parameters = [inputs.weight]
     if outputs is not None and outputs.weight is not inputs.weight:
-        found.append(outputs.weight)
+        parameters.append(outputs.weight)
     if getattr(outputs, "bias", None) is not None:
-        found.append(outputs.bias)
-    assert len({len(weight) for weight in found}) == 1, [weight.shape for weight in found]
-    return found
+        parameters.append(outputs.bias)
+    assert len({len(weight) for weight in parameters}) == 1, [weight.shape for weight in parameters]
+    return parameters
 
 
 def _without(

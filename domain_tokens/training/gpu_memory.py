@@ -47,5 +47,5 @@ def plan_run(
     device: Device,
 ) -> StepPlan:
     """Return `plan_steps` of all processes, with as few micro-batches as memory allows."""
-    most = rows_at_once(model, settings, device)
-    return plan_steps(examples, settings, processes=world_size(), rows_at_once=most)
+    max_rows = rows_at_once(model, settings, device)
+    return plan_steps(examples, settings, processes=world_size(), rows_at_once=max_rows)

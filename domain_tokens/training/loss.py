@@ -29,7 +29,7 @@ def as_tensors(batch: MicroBatch) -> dict[str, Any]:
     """Return what a forward pass needs.
 
     ids and positions [B, T]; keep [N], where in the rows, read one after another, targets [N] have
-    loss; starts [D + 1] and longest say where the documents lie.
+    loss; cu_seqlens [D + 1] and max_seqlen say where the documents lie.
     """
     targets = torch.from_numpy(batch.targets).flatten()
     positions = torch.from_numpy(batch.position_ids)
@@ -39,8 +39,8 @@ def as_tensors(batch: MicroBatch) -> dict[str, Any]:
         "position_ids": positions,
         "keep": keep,
         "targets": targets[keep],
-        "starts": cu_seqlens_of(positions),
-        "longest": int(positions.max()) + 1,
+        "cu_seqlens": cu_seqlens_of(positions),
+        "max_seqlen": int(positions.max()) + 1,
     }
 
 
@@ -79,11 +79,11 @@ def hidden_states(
         position_ids=inputs["position_ids"],
         logits_to_keep=known.view(shape) if head is None else 0,
         use_cache=False,
-        **({"starts": inputs["starts"], "longest": inputs["longest"]} if own else {}),
+        **({key: inputs[key] for key in ("cu_seqlens", "max_seqlen")} if own else {}),
     )
-    found = output.logits.flatten(0, -2)
+    hidden = output.logits.flatten(0, -2)
     # Indices, not a mask of truths: the host would wait to know how many are true.
-    return found if head is None else found.index_select(0, inputs["keep"])
+    return hidden if head is None else hidden.index_select(0, inputs["keep"])
 
 
 def summed_loss(
@@ -93,20 +93,20 @@ def summed_loss(
 
     head: the output layer that `without_head` took away, or None where the model has its own.
     """
-    found = hidden_states(model, inputs, head)
+    hidden = hidden_states(model, inputs, head)
     if head is not None:
-        return summed_cross_entropy(found, head.weight, inputs["targets"])
-    return cross_entropy(found.float(), inputs["targets"], reduction="sum")
+        return summed_cross_entropy(hidden, head.weight, inputs["targets"])
+    return cross_entropy(hidden.float(), inputs["targets"], reduction="sum")
 
 
 @torch.no_grad()
 def token_losses(model: "PreTrainedModel", inputs: dict[str, Any]) -> torch.Tensor:
     """Return the loss in nats of each supervised token, fp32 [N]."""
     with without_head(model) as head:
-        found = hidden_states(model, inputs, head)
+        hidden = hidden_states(model, inputs, head)
     if head is not None:
-        return token_cross_entropy(found, head.weight, inputs["targets"])
-    return cross_entropy(found.float(), inputs["targets"], reduction="none")
+        return token_cross_entropy(hidden, head.weight, inputs["targets"])
+    return cross_entropy(hidden.float(), inputs["targets"], reduction="none")
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def evaluate_loss(
 
     eval_bits_per_byte leaves out EOS and whatever the injector replaces or would replace, with what
     shares a token with it in either arm (the space in ` 6*9`), so that both arms are measured on
-    the same bytes; eval_eligible_bits_per_byte is of just those places, where a fact token stands
+    the same bytes; eval_eligible_bits_per_byte is of just those matches, where a fact token stands
     for many spellings, and no verdict may rest on it.
     """
     if not examples:

@@ -142,9 +142,9 @@ def refuse_without_room(
     checkpoint, final = 3 * FLOAT * numbers, FLOAT * numbers
     kept = workspace.work / "checkpoints" if workspace.resuming else None
     there = sum(f.stat().st_size for f in kept.rglob("*") if f.is_file()) if kept else 0
-    most = max(2 * checkpoint if replaces else 0, checkpoint + final) + TOKENIZER
-    with trial_folder(workspace.work) as place:
+    peak = max(2 * checkpoint if replaces else 0, checkpoint + final) + TOKENIZER
+    with trial_folder(workspace.work) as trial:
         refuse_full_disk(
-            workspace.work, most - there, "the weights, and them again with AdamW's state"
+            workspace.work, peak - there, "the weights, and them again with AdamW's state"
         )
-        refuse_unsavable(model, tokenizer, Path(place))
+        refuse_unsavable(model, tokenizer, Path(trial))

@@ -270,7 +270,7 @@ def _announcement(data: "Prepared", plan: Any, settings: Any) -> str:
     ]
     untreated = sum(e.untreated for e in data.train)
     if untreated:
-        lines.append(f"{untreated} places stay text: with what is written there no row has room")
+        lines.append(f"{untreated} matches stay text: with what is written there no row has room")
     if data.account.validation_dropped:
         lines.append(f"{_validation_drops(data.account)}, {len(data.validation)} left")
     return "\n".join(lines)

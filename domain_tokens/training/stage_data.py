@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.data import VAL_KEY, file_hashes, load_questions, other_place, source_identity
+from domain_tokens.data import (
+    VAL_KEY,
+    file_hashes,
+    load_questions,
+    separate_validation,
+    source_identity,
+)
 from domain_tokens.errors import UserError
 from domain_tokens.runs import PACKAGE, code_hash
 
@@ -23,14 +29,14 @@ def stage_sources(config: "SFTConfig", usual: "UsualValidation") -> list[tuple[s
     usual: what the stage validates on where the config names nothing.
     """
     data = config.data
-    found = [("data.source", data.source, data.split)]
-    other = other_place(config, usual)
-    if other is not None:
-        found.append((VAL_KEY, *other))
+    sources = [("data.source", data.source, data.split)]
+    validation = separate_validation(config, usual)
+    if validation is not None:
+        sources.append((VAL_KEY, *validation))
     if data.decontaminate_against is not None:
-        place = data.decontaminate_against, data.decontaminate_split
-        found.append(("data.decontaminate_against", *place))
-    return found
+        questions = data.decontaminate_against, data.decontaminate_split
+        sources.append(("data.decontaminate_against", *questions))
+    return sources
 
 
 def source_files(config: "SFTConfig", usual: "UsualValidation") -> dict[str, str]:
@@ -112,18 +118,18 @@ def prepare_stage(
     config = run.config
     refuse_unsuited(config, run.usual_validation, inject=run.inject)
     identity = {**stage_identity(run, load, parent), "treatment": treatment}
-    found = prepare_examples(
+    prepared = prepare_examples(
         lambda: load(config), renderer, max_length=config.training.max_length, identity=identity
     )
-    if not found.train:
-        dropped = found.account.dropped
+    if not prepared.train:
+        dropped = prepared.account.dropped
         raise UserError(f"no training example is left (dropped: {dropped}); see data.source")
-    if not found.validation and found.account.eval_split is not None:
+    if not prepared.validation and prepared.account.eval_split is not None:
         raise UserError(
-            f"{_validation_drops(found.account)}, none is left; see {VAL_KEY}, or write "
+            f"{_validation_drops(prepared.account)}, none is left; see {VAL_KEY}, or write "
             "training.max_val_samples=0"
         )
-    return found
+    return prepared
 
 
 def _validation_drops(account: "DataReport") -> str:

@@ -110,20 +110,20 @@ def split_step(
     longest = max(lengths)
     if longest > max_length:
         raise ValueError(f"an example of {longest} tokens does not fit in {max_length}")
-    most = rows_at_once * max_length
+    max_tokens = rows_at_once * max_length
     if packing:
-        return [[part] for part in _balanced(lengths, most=most, multiple=processes)]
-    count = -(-len(lengths) // (most // longest))
+        return [[part] for part in _balanced(lengths, max_tokens=max_tokens, multiple=processes)]
+    count = -(-len(lengths) // (max_tokens // longest))
     return [[[index] for index in range(part, len(lengths), count)] for part in range(count)]
 
 
-def _balanced(lengths: Sequence[int], *, most: int, multiple: int) -> list[list[int]]:
-    """Divide examples into few parts of nearly equal length, none above `most` (each alone fits).
+def _balanced(lengths: Sequence[int], *, max_tokens: int, multiple: int) -> list[list[int]]:
+    """Divide examples into few parts of like length, none above max_tokens (each alone fits).
 
     Follows Graham 1969 (longest first, to whichever part is shortest).
     """
     longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    count = -(-sum(lengths) // most)
+    count = -(-sum(lengths) // max_tokens)
     while True:
         count = min(-(-count // multiple) * multiple, len(lengths))
         parts: list[list[int]] = [[] for _ in range(count)]
@@ -132,7 +132,7 @@ def _balanced(lengths: Sequence[int], *, most: int, multiple: int) -> list[list[
             size, part = sizes[0]
             parts[part].append(index)
             heapq.heapreplace(sizes, (size + lengths[index], part))
-        if max(sizes)[0] <= most:
+        if max(sizes)[0] <= max_tokens:
             return parts
         count += 1
 
@@ -159,5 +159,5 @@ def build_micro_batch(rows: Sequence[Sequence[Example]], *, pad_id: int) -> Micr
 
 def empty_micro_batch(*, pad_id: int) -> MicroBatch:
     """Return a micro-batch of one token without loss, which only keeps processes in step."""
-    one = np.zeros((1, 1), dtype=np.int64)
-    return MicroBatch(one + pad_id, one, one + IGNORED)
+    blank = np.zeros((1, 1), dtype=np.int64)
+    return MicroBatch(blank + pad_id, blank, blank + IGNORED)

@@ -137,12 +137,12 @@ def training_arguments(
 
 def last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete intermediate checkpoint (trainer_state.json is written last)."""
-    found = [
+    checkpoints = [
         path
         for path in (folder / "checkpoints").glob("checkpoint-*")
         if (path / "trainer_state.json").is_file()
     ]
-    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+    return str(max(checkpoints, key=lambda p: int(p.name.split("-")[1]))) if checkpoints else None
 
 
 def training_flops(

@@ -54,7 +54,7 @@ class Token:
 
 def tokens(text: str) -> list[Token]:
     """Cut a text into tokens; what is only looks (spaces, currency, emphasis) is left out."""
-    found: list[Token] = []
+    tokens_read: list[Token] = []
     gap = False
     for match in _LEXER.finditer(text):
         kind = str(match.lastgroup)
@@ -67,28 +67,28 @@ def tokens(text: str) -> list[Token]:
             kind = "unit" if word in _UNITS else kind
             kind = "and" if word == "and" else kind
             kind = "by" if word in ("divided", "by") else kind
-        found.append(Token(kind, match[0], match.start(), match.end(), gap))
+        tokens_read.append(Token(kind, match[0], match.start(), match.end(), gap))
         gap = False
-    return _without_looks(found)
+    return _without_looks(tokens_read)
 
 
 _ENDS_OPERAND = {"put", "number", "vulgar", "close", "raised", "unit", "many", "percent"}
 _STARTS_OPERAND = {"put", "number", "vulgar", "open", "sum"}
 
 
-def _without_looks(found: list[Token]) -> list[Token]:
+def _without_looks(all_tokens: list[Token]) -> list[Token]:
     """Leave out stars of emphasis and list bullets; a colon is a ratio only between operands."""
     kept: list[Token] = []
-    for index, token in enumerate(found):
+    for index, token in enumerate(all_tokens):
         before = kept[-1].kind if kept else "end"
-        after = found[index + 1].kind if index + 1 < len(found) else "end"
+        after = all_tokens[index + 1].kind if index + 1 < len(all_tokens) else "end"
         between = before in _ENDS_OPERAND and after in _STARTS_OPERAND
         if token.text in ("*", "**") and not between:
             continue
         if token.text == ":" and not between:
             token = Token("end", ":", token.start, token.end, token.gap)
-        if token.text in "+-−–" and before == "end" and index + 1 < len(found):
-            gap_after = found[index + 1].gap
+        if token.text in "+-−–" and before == "end" and index + 1 < len(all_tokens):
+            gap_after = all_tokens[index + 1].gap
             if gap_after and (not kept or kept[-1].text == "\n"):
                 continue  # a bullet
         kept.append(token)
@@ -107,7 +107,7 @@ def sides(text: str, start: int, end: int) -> list[Fraction] | None:
     if start not in starts or end not in ends:
         raise UnreadableError("the place cuts a number")
     first, last = _around(all_tokens, starts[start], ends[end])
-    found, side = [], []
+    values, side = [], []
     for token in [*all_tokens[first : last + 1], None]:
         if token is not None and token.kind != "equals":
             side.append(token)
@@ -116,26 +116,26 @@ def sides(text: str, start: int, end: int) -> list[Fraction] | None:
             value = _value(side)
             if value is None:
                 return None
-            found.append(value)
+            values.append(value)
         side = []
-    return found
+    return values
 
 
-def _around(found: list[Token], first: int, last: int) -> tuple[int, int]:
+def _around(all_tokens: list[Token], first: int, last: int) -> tuple[int, int]:
     """Widen to the longest run of arithmetic within the innermost brackets around it."""
     depth = 0
-    while first and found[first - 1].kind not in ("end", "word"):
-        depth += {"close": 1, "open": -1}.get(found[first - 1].kind, 0)
+    while first and all_tokens[first - 1].kind not in ("end", "word"):
+        depth += {"close": 1, "open": -1}.get(all_tokens[first - 1].kind, 0)
         if depth < 0:
             break
         first -= 1
     depth = 0
-    while last + 1 < len(found) and found[last + 1].kind not in ("end", "word"):
-        depth += {"open": 1, "close": -1}.get(found[last + 1].kind, 0)
+    while last + 1 < len(all_tokens) and all_tokens[last + 1].kind not in ("end", "word"):
+        depth += {"open": 1, "close": -1}.get(all_tokens[last + 1].kind, 0)
         if depth < 0:
             break
         last += 1
-    while last > first and found[last].kind in ("and", "by"):
+    while last > first and all_tokens[last].kind in ("and", "by"):
         last -= 1
     return first, last
 

@@ -49,8 +49,8 @@ class LlamaFile:
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor's values, and note that it was read."""
         self.read.add(name)
-        found = self._tensors[name]
-        return _values(found.tensor_type.name, found.data, [int(n) for n in found.shape])
+        stored = self._tensors[name]
+        return _values(stored.tensor_type.name, stored.data, [int(n) for n in stored.shape])
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """Return logits fp64 [T, V] of token ids [T]."""

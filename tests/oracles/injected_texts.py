@@ -73,13 +73,13 @@ def _fact(chooser: random.Random) -> str:
 
 def candidates(text: str) -> list[tuple[int, int, int]]:
     """Return start, end and product of every single-digit a*b and a*b=c with the right c."""
-    found = []
+    spans = []
     for match in re.finditer(r"([1-9]) ?[*×·x] ?(?=([1-9])((?: ?= ?([0-9]+))?))", text):
         product = int(match[1]) * int(match[2])
-        found.append((match.start(), match.end(2), product))
+        spans.append((match.start(), match.end(2), product))
         if match[4] and int(match[4]) == product:
-            found.append((match.start(), match.end(3), product))
-    return found
+            spans.append((match.start(), match.end(3), product))
+    return spans
 
 
 def code(text: str) -> list[tuple[int, int]]:

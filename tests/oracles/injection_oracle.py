@@ -11,7 +11,7 @@ from tests.oracles.injected_texts import candidates, code
 @dataclass
 class Verdict:
     """judged: facts that the oracle can read; harmless: candidates that keep the value, of which
-    the injector took `taken`; changed: texts and places where a value changes or code is touched.
+    the injector took `taken`; changed: texts and matches where a value changes or code is touched.
     """
 
     texts: int = 0
@@ -24,7 +24,7 @@ class Verdict:
     def __str__(self) -> str:
         return (
             f"{self.texts} texts, {self.facts} facts, {self.judged} judged, "
-            f"{len(self.changed)} change a value; of {self.harmless} places that keep it "
+            f"{len(self.changed)} change a value; of {self.harmless} matches that keep it "
             f"{self.taken} = {self.taken / max(self.harmless, 1):.1%} are taken"
         )
 

@@ -44,10 +44,10 @@ def strict(text):
 def flexible(text):
     """Return the last number in digits; the digits in a reserved token's name are none."""
     text = re.sub(r"<MUL_\d+_\d+_\d+>|<\|padding_\d+\|>", " ", text)
-    found = list(re.finditer(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+", text))
-    if not found:
+    numbers = list(re.finditer(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+", text))
+    if not numbers:
         return None
-    last, before = found[-1], text[: found[-1].start()].rstrip("$")
+    last, before = numbers[-1], text[: numbers[-1].start()].rstrip("$")
     sign = before.endswith("-") and not re.search(r"[\w)>%] *-$", before)
     return -number(last[0]) if sign else number(last[0])
 

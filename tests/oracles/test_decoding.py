@@ -74,7 +74,7 @@ QUESTIONS = [*prompts(9), [5] * (CONTEXT - 3), [7] * (CONTEXT - 1), [9], [9]]
 @functools.cache
 def written(family):
     """What transformers writes after each question alone, up to 40 tokens or a full context."""
-    model, found = MODELS[family](), []
+    model, rows = MODELS[family](), []
     for question in QUESTIONS:
         ids = torch.tensor([question])
         whole = model.generate(
@@ -85,8 +85,8 @@ def written(family):
             eos_token_id=None,
             pad_token_id=0,
         )
-        found.append(whole[0, len(question) :].tolist())
-    return found
+        rows.append(whole[0, len(question) :].tolist())
+    return rows
 
 
 def stopped(ids, budget, eos):
@@ -109,8 +109,8 @@ def check_greedy(generate, family, *, budgets=(1, 12, 40), sizes=(1, 5)):
     for budget, size in itertools.product(budgets, sizes):
         expected = [stopped(ids, budget, eos) for ids in written(family)]
         stops.update(stop for _, stop in expected)
-        found = generate(model, QUESTIONS, eos_id=eos, max_new_tokens=budget, batch_size=size)
-        assert [(list(r.token_ids), r.stop) for r in found] == expected, (budget, size)
+        responses = generate(model, QUESTIONS, eos_id=eos, max_new_tokens=budget, batch_size=size)
+        assert [(list(r.token_ids), r.stop) for r in responses] == expected, (budget, size)
     assert stops == {"eos", "length", "context"}, "the check has not seen everything"
 
 
@@ -126,8 +126,8 @@ def test_greedy_responses_of_the_whole_vocabulary_are_those_of_generate(tiny_mod
     tiny_model.eval()
     draw = np.random.default_rng(1)
     questions = [draw.integers(0, 50_349, size=n).tolist() for n in (3, 17, 9, 1, 26)]
-    found = generate(tiny_model, questions, eos_id=50_256, max_new_tokens=16, batch_size=3)
-    for prompt, response in zip(questions, found, strict=True):
+    responses = generate(tiny_model, questions, eos_id=50_256, max_new_tokens=16, batch_size=3)
+    for prompt, response in zip(questions, responses, strict=True):
         ids = torch.tensor([prompt])
         written = tiny_model.generate(
             ids,
@@ -146,10 +146,10 @@ def with_responses(change):
     """Return a generate whose responses are changed; change gets response, prompt and budget."""
 
     def faulty(model, prompts, *, eos_id, max_new_tokens, batch_size):
-        found = generate(
+        responses = generate(
             model, prompts, eos_id=eos_id, max_new_tokens=max_new_tokens, batch_size=batch_size
         )
-        return [change(r, p, max_new_tokens) for r, p in zip(found, prompts, strict=True)]
+        return [change(r, p, max_new_tokens) for r, p in zip(responses, prompts, strict=True)]
 
     return faulty
 
@@ -159,7 +159,7 @@ def padded(side, *, masked):
 
     @torch.no_grad()
     def faulty(model, prompts, *, eos_id, max_new_tokens, batch_size):
-        found = []
+        responses = []
         for start in range(0, len(prompts), batch_size):
             group = prompts[start : start + batch_size]
             width = max(map(len, group))
@@ -181,8 +181,8 @@ def padded(side, *, masked):
                 ids = ids[: ids.index(eos_id)] if ended else ids
                 full = len(prompt) + len(ids) == CONTEXT
                 reason = "eos" if ended else "context" if full else "length"
-                found.append(Response(ids, reason))
-        return found
+                responses.append(Response(ids, reason))
+        return responses
 
     return faulty
 
@@ -264,15 +264,15 @@ def fits(tokens, expected):
         return 0.0
     likely = expected * len(tokens) >= 5
     seen = [*counts[likely], counts[~likely].sum()]
-    wanted = [*expected[likely] * len(tokens), expected[~likely].sum() * len(tokens)]
-    if wanted[-1] == 0:
-        seen, wanted = seen[:-1], wanted[:-1]
-    return float(chisquare(seen, wanted).pvalue) if len(seen) > 1 else 1.0
+    due = [*expected[likely] * len(tokens), expected[~likely].sum() * len(tokens)]
+    if due[-1] == 0:
+        seen, due = seen[:-1], due[:-1]
+    return float(chisquare(seen, due).pvalue) if len(seen) > 1 else 1.0
 
 
 def draw_next(model, prompt, count, **plan):
     """Draw one token for each of `count` rows with the same prompt and seeds of their own."""
-    found = generate(
+    responses = generate(
         model,
         [prompt] * count,
         eos_id=-1,
@@ -280,7 +280,7 @@ def draw_next(model, prompt, count, **plan):
         batch_size=2000,
         sampling=Sampling(**plan, row_seeds=tuple(range(count))),
     )
-    return [r.token_ids[0] for r in found]
+    return [r.token_ids[0] for r in responses]
 
 
 def check_sampling(draw, model, plan):
@@ -306,7 +306,7 @@ def test_the_second_token_follows_the_first_as_computed_by_hand():
     """Two tokens a row: the second is drawn given the first, and not with the same noise."""
     model, prompt = flattened(gpt2()), [3, 14, 15, 9, 2]
     plan = {"temperature": 1.0, "top_k": 4}
-    found = generate(
+    responses = generate(
         model,
         [prompt] * DRAWS,
         eos_id=-1,
@@ -315,7 +315,7 @@ def test_the_second_token_follows_the_first_as_computed_by_hand():
         sampling=Sampling(**plan, row_seeds=tuple(range(DRAWS))),
     )
     for first in np.flatnonzero(next_distribution(model, prompt, **plan)):
-        second = [r.token_ids[1] for r in found if r.token_ids[0] == first]
+        second = [r.token_ids[1] for r in responses if r.token_ids[0] == first]
         assert len(second) > 200
         assert fits(second, next_distribution(model, [*prompt, int(first)], **plan)) > 1e-4
 
@@ -325,7 +325,7 @@ def test_a_row_is_drawn_from_its_own_seed():
     seeds = tuple(range(100, 109))
 
     def run(order, size):
-        found = generate(
+        responses = generate(
             model,
             [questions[i] for i in order],
             eos_id=EOS,
@@ -333,7 +333,7 @@ def test_a_row_is_drawn_from_its_own_seed():
             batch_size=size,
             sampling=Sampling(1.0, row_seeds=tuple(seeds[i] for i in order)),
         )
-        return {i: r.token_ids for i, r in zip(order, found, strict=True)}
+        return {i: r.token_ids for i, r in zip(order, responses, strict=True)}
 
     whole = run(range(9), 9)
     assert run(range(8, -1, -1), 2) == whole
@@ -347,8 +347,8 @@ def planned(change):
 
 def one_seed(model, prompt, count, **plan):
     """Every block of ten rows has one seed."""
-    found = draw_next(model, prompt, count // 10, **plan)
-    return list(itertools.chain.from_iterable([token] * 10 for token in found))
+    tokens = draw_next(model, prompt, count // 10, **plan)
+    return list(itertools.chain.from_iterable([token] * 10 for token in tokens))
 
 
 def filtered_first(model, prompt, count, temperature, top_k=None, top_p=None):
@@ -411,9 +411,9 @@ def check_scores(scores, model):
     questions = prompts(7, seed=8)
     several = [prompts(1 + i % 4, seed=20 + i, longest=7) for i in range(7)]
     for groups in (several, [group[:1] for group in several]):
-        found = scores(model, questions, groups)
-        assert len(found) == len(questions)
-        for prompt, group, values in zip(questions, groups, found, strict=True):
+        scored = scores(model, questions, groups)
+        assert len(scored) == len(questions)
+        for prompt, group, values in zip(questions, groups, scored, strict=True):
             expected = [plain_score(model, prompt, continuation) for continuation in group]
             assert values == pytest.approx(expected, abs=1e-4)
 

@@ -49,14 +49,14 @@ def write_tokenizer(writer, pre):
 def shapes(rows, tied):
     """Names and shapes of all tensors, in numpy's order of axes."""
     key = WIDTH // HEADS * GROUPS
-    found = {"token_embd": (rows, WIDTH), "output_norm": (WIDTH,)}
+    sizes = {"token_embd": (rows, WIDTH), "output_norm": (WIDTH,)}
     for layer in range(LAYERS):
         block = {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,), "attn_q": (WIDTH, WIDTH)}
         block |= {"attn_k": (key, WIDTH), "attn_v": (key, WIDTH), "attn_output": (WIDTH, WIDTH)}
         block |= {"ffn_gate": (INNER, WIDTH), "ffn_up": (INNER, WIDTH)}
         block |= {"ffn_down": (WIDTH, INNER)}
-        found |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
-    return found if tied else found | {"output": (rows, WIDTH)}
+        sizes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    return sizes if tied else sizes | {"output": (rows, WIDTH)}
 
 
 def write(path, *, kind="F32", tied=False, pre="gpt-2"):
@@ -106,10 +106,10 @@ def check_logits(model, file):
     for length in (1, 2, 9, 40):
         ids = draw.integers(0, rows, size=length).tolist()
         with torch.no_grad():
-            found = model(torch.tensor([ids])).logits[0, :, :rows].double().numpy()
+            logits = model(torch.tensor([ids])).logits[0, :, :rows].double().numpy()
         expected = source.logits(ids)
         assert np.abs(expected).max() > 1
-        assert np.abs(found - expected).max() < 1e-4
+        assert np.abs(logits - expected).max() < 1e-4
     assert source.read == source.names  # every tensor of the file was used
 
 

@@ -84,9 +84,9 @@ def examples(count):
         ids = [*chooser.integers(1, VOCABULARY, size=int(chooser.integers(6, 40))).tolist(), 0]
         example = make_example(ids)
         if number % 2:
-            kinds = example.token_roles.copy()
-            kinds[4 : len(ids) // 2 + 2] = 0
-            example = dataclasses.replace(example, token_roles=kinds)
+            roles = example.token_roles.copy()
+            roles[4 : len(ids) // 2 + 2] = 0
+            example = dataclasses.replace(example, token_roles=roles)
         made.append(example)
     return made
 
@@ -98,8 +98,8 @@ def example_loss(model, example):
     """Summed cross-entropy in nats of the tokens that carry loss, and their number."""
     ids = torch.from_numpy(example.input_ids.astype(np.int64))
     log_p = model(ids[None], use_cache=False).logits[0].log_softmax(-1)
-    places = [t for t in range(1, len(ids)) if example.token_roles[t]]
-    return -sum(log_p[t - 1, ids[t]] for t in places), len(places)
+    positions = [t for t in range(1, len(ids)) if example.token_roles[t]]
+    return -sum(log_p[t - 1, ids[t]] for t in positions), len(positions)
 
 
 def rates(steps, warmup, first):
@@ -117,10 +117,10 @@ def gradients(model, batch, max_norm):
     """Clipped gradients of one step."""
     losses, counts = zip(*(example_loss(model, e) for e in batch), strict=True)
     names = dict(model.named_parameters())
-    found = torch.autograd.grad(sum(losses) / sum(counts), list(names.values()))
-    norm = math.sqrt(sum(float((g**2).sum()) for g in found))
+    parts = torch.autograd.grad(sum(losses) / sum(counts), list(names.values()))
+    norm = math.sqrt(sum(float((g**2).sum()) for g in parts))
     scale = min(1.0, max_norm / (norm + 1e-6))
-    return {name: scale * g for name, g in zip(names, found, strict=True)}
+    return {name: scale * g for name, g in zip(names, parts, strict=True)}
 
 
 def reference(model, batches, *, schedule, decay, max_norm, beta1=0.9, beta2=0.999, epsilon=1e-8):
@@ -168,7 +168,7 @@ def check(model, rows, settings, folder, *, warmup=0, trained_rows=None):
     train(model, trained_rows or rows, plan, settings, folder)
     trained = dict(model.named_parameters())
     batches = [[rows[i] for i in chunk] for chunk in chunks]
-    found = [
+    differences = [
         difference(
             trained,
             *reference(
@@ -181,7 +181,7 @@ def check(model, rows, settings, folder, *, warmup=0, trained_rows=None):
         )
         for begin in ((0, 1) if warmup else (0,))
     ]
-    certain, others, share = min(found)
+    certain, others, share = min(differences)
     assert share > 0.9
     assert certain < 2e-6, f"weights differ by {certain}"
     assert others <= 2.5 * RATE * len(chunks)
@@ -272,8 +272,8 @@ def test_documents_that_see_each_other_are_refused(tmp_path, monkeypatch):
 
     def mixed(rows, *, pad_id):
         batch = build(rows, pad_id=pad_id)
-        places = np.broadcast_to(np.arange(batch.input_ids.shape[1]), batch.input_ids.shape)
-        return dataclasses.replace(batch, position_ids=places.copy() % 64)
+        positions = np.broadcast_to(np.arange(batch.input_ids.shape[1]), batch.input_ids.shape)
+        return dataclasses.replace(batch, position_ids=positions.copy() % 64)
 
     plant(monkeypatch, "domain_tokens.training.step_plan.build_micro_batch", mixed)
     with pytest.raises(AssertionError, match="weights differ"):

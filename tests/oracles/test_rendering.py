@@ -87,13 +87,13 @@ def prompt_of(messages):
 
 def check_example(renderer, messages, *, inject=False, max_length=LONG):
     expected = render(messages, inject=inject, max_length=max_length)
-    found = renderer.example("1", messages, max_length=max_length)
+    example = renderer.example("1", messages, max_length=max_length)
     if expected is None:
-        assert isinstance(found, str)
+        assert isinstance(example, str)
         return
-    assert not isinstance(found, str), found
-    assert found.input_ids.tolist() == expected[0]
-    assert (np.asarray(found.token_roles) > 0).astype(int).tolist() == expected[1]
+    assert not isinstance(example, str), example
+    assert example.input_ids.tolist() == expected[0]
+    assert (np.asarray(example.token_roles) > 0).astype(int).tolist() == expected[1]
 
 
 def check_prompt(renderer, messages, forced_start=""):
@@ -210,11 +210,11 @@ class Changed:
         self._prompt = prompt or (lambda p: p)
 
     def example(self, id, messages, *, max_length):
-        found = self._renderer.example(id, self._messages(messages), max_length=max_length)
-        if isinstance(found, str) or self._ids is None:
-            return found
-        ids, kinds = self._ids(list(found.input_ids), list(found.token_roles))
-        return SimpleNamespace(input_ids=np.array(ids), token_roles=np.array(kinds))
+        rendered = self._renderer.example(id, self._messages(messages), max_length=max_length)
+        if isinstance(rendered, str) or self._ids is None:
+            return rendered
+        ids, roles = self._ids(list(rendered.input_ids), list(rendered.token_roles))
+        return SimpleNamespace(input_ids=np.array(ids), token_roles=np.array(roles))
 
     def prompt(self, messages, *, forced_start=""):
         return self._prompt(self._renderer.prompt(messages, forced_start=forced_start))
@@ -223,16 +223,16 @@ class Changed:
 def masked(test):
     """Take the loss from the tokens for which the test of (id, kind, next id) holds."""
 
-    def change(ids, kinds):
+    def change(ids, roles):
         after = [*ids[1:], None]
-        return ids, [0 if test(i, k, n) else k for i, k, n in zip(ids, kinds, after, strict=True)]
+        return ids, [0 if test(i, k, n) else k for i, k, n in zip(ids, roles, after, strict=True)]
 
     return change
 
 
 def without(token):
-    def change(ids, kinds):
-        kept = [(i, k) for i, k in zip(ids, kinds, strict=True) if i != token]
+    def change(ids, roles):
+        kept = [(i, k) for i, k in zip(ids, roles, strict=True) if i != token]
         return [i for i, _ in kept], [k for _, k in kept]
 
     return change
@@ -242,11 +242,11 @@ EXAMPLES = {
     "EOS without loss": {"ids": masked(lambda i, k, n: i == EOS)},
     "no loss before EOS": {"ids": masked(lambda i, k, n: n == EOS)},
     "no EOS": {"ids": without(EOS)},
-    "mask one to the left": {"ids": lambda ids, kinds: (ids, [*kinds[1:], 0])},
-    "mask one to the right": {"ids": lambda ids, kinds: (ids, [0, *kinds[:-1]])},
-    "everything has loss": {"ids": lambda ids, kinds: (ids, [1] * len(ids))},
+    "mask one to the left": {"ids": lambda ids, roles: (ids, [*roles[1:], 0])},
+    "mask one to the right": {"ids": lambda ids, roles: (ids, [0, *roles[:-1]])},
+    "everything has loss": {"ids": lambda ids, roles: (ids, [1] * len(ids))},
     "facts without loss": {"ids": masked(lambda i, k, n: i >= FIRST_FACT)},
-    "another fact": {"ids": lambda ids, kinds: ([i + (i >= FIRST_FACT) for i in ids], kinds)},
+    "another fact": {"ids": lambda ids, roles: ([i + (i >= FIRST_FACT) for i in ids], roles)},
     "second exchange lost": {"messages": lambda m: m[:3]},
     "system lost": {"messages": lambda m: m[1:]},
     "capital": {"messages": lambda m: [(r, c.replace("Hi", "hi")) for r, c in m]},
@@ -267,9 +267,9 @@ def test_an_arm_taken_for_the_other_is_refused(renderers):
 
 
 def test_typed_tokens_that_become_tokens_are_refused(renderers, tokenizer):
-    def typed(ids, kinds):
+    def typed(ids, roles):
         again = tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False)
-        return again, (kinds * 2)[: len(again)]
+        return again, (roles * 2)[: len(again)]
 
     with pytest.raises(AssertionError):
         check_example(Changed(renderers[True], ids=typed), TALK, inject=True)

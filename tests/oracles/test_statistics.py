@@ -84,8 +84,8 @@ def test_a_wrong_mcnemar_is_refused(fault):
 def check_wilson(wilson):
     for (successes, total), level in itertools.product(PROPORTIONS, (0.9, 0.95, 0.975)):
         expected = proportion_confint(successes, total, alpha=1 - level, method="wilson")
-        found = wilson(successes, total, confidence=level)
-        assert found == pytest.approx(expected, abs=1e-12), (successes, total, level)
+        interval = wilson(successes, total, confidence=level)
+        assert interval == pytest.approx(expected, abs=1e-12), (successes, total, level)
 
 
 def test_wilson_is_that_of_statsmodels():
@@ -137,9 +137,9 @@ def newcombe(both, b, c, neither, level, *, corrected=True, correlated=True):
 
 def check_newcombe(interval):
     for (both, b, c, neither), level in itertools.product(TABLES, (0.95, 0.975)):
-        found = interval(both, b, c, neither=neither, confidence=level)
+        ends = interval(both, b, c, neither=neither, confidence=level)
         expected = newcombe(both, b, c, neither, level)
-        assert found == pytest.approx(expected, abs=1e-10), (both, b, c, neither, level)
+        assert ends == pytest.approx(expected, abs=1e-10), (both, b, c, neither, level)
 
 
 def test_the_paired_interval_is_that_of_newcombe():
@@ -235,11 +235,12 @@ def crossed(d):
 def check_crossed_t(crossed_t):
     for case in ITEMS_AND_RUNS:
         d = runs_and_items(*case) + 0.2
-        found, (mean, se, df) = crossed_t(d), crossed(d)
-        assert (found.mean, found.se, found.df) == pytest.approx((mean, se, df), rel=1e-8), case
-        assert found.p() == pytest.approx(2 * stats.t.sf(abs(mean) / se, df), rel=1e-8)
+        estimate, (mean, se, df) = crossed_t(d), crossed(d)
+        ours = estimate.mean, estimate.se, estimate.df
+        assert ours == pytest.approx((mean, se, df), rel=1e-8), case
+        assert estimate.p() == pytest.approx(2 * stats.t.sf(abs(mean) / se, df), rel=1e-8)
         expected = stats.t.interval(0.975, df, loc=mean, scale=se)
-        assert found.interval(0.975) == pytest.approx(expected, rel=1e-8)
+        assert estimate.interval(0.975) == pytest.approx(expected, rel=1e-8)
 
 
 def test_the_crossed_t_has_the_mean_squares_of_an_analysis_of_variance():
@@ -299,15 +300,15 @@ def test_a_wrong_crossed_t_is_refused(fault):
 
 def check_run_means(run_means_t):
     for means in ([0.3, -0.1, 0.4, 0.2, 0.05], [1.0, 2.0], [-3.0, -2.5, -2.9, 0.1]):
-        found, other = run_means_t(means), DescrStatsW(means)
-        assert found.mean == pytest.approx(np.mean(means))
-        t, p, df = other.ttest_mean(0)
-        assert found.df == df
-        assert found.mean / found.se == pytest.approx(t, rel=1e-10)
-        assert found.p() == pytest.approx(p, rel=1e-10)
+        estimate, reference = run_means_t(means), DescrStatsW(means)
+        assert estimate.mean == pytest.approx(np.mean(means))
+        t, p, df = reference.ttest_mean(0)
+        assert estimate.df == df
+        assert estimate.mean / estimate.se == pytest.approx(t, rel=1e-10)
+        assert estimate.p() == pytest.approx(p, rel=1e-10)
         for level in (0.95, 0.975):
-            expected = other.tconfint_mean(alpha=1 - level)
-            assert found.interval(level) == pytest.approx(expected, rel=1e-9)
+            expected = reference.tconfint_mean(alpha=1 - level)
+            assert estimate.interval(level) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_t_over_run_means_is_that_of_statsmodels():
@@ -391,8 +392,8 @@ def check_detectable(detectable):
     ]:
         error = Estimate(0.0, se, df)
         expected = se * (stats.t.isf(alpha / 2 / comparisons, df) + stats.t.isf(1 - power, df))
-        found = detectable(error, Aim(alpha, power, comparisons))
-        assert found == pytest.approx(expected, rel=1e-9)
+        effect = detectable(error, Aim(alpha, power, comparisons))
+        assert effect == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_detectable_effect_uses_its_alpha_and_power():
@@ -542,10 +543,10 @@ def check_bootstrap(bootstrap_interval):
         means = sample[picks].mean(1)
         for level in (0.9, 0.975):
             ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-            found = bootstrap_interval(values, confidence=level, seed=1)
-            assert found == pytest.approx(tuple(ends), abs=0.06 * (ends[1] - ends[0]))
+            interval = bootstrap_interval(values, confidence=level, seed=1)
+            assert interval == pytest.approx(tuple(ends), abs=0.06 * (ends[1] - ends[0]))
             again = bootstrap_interval(values, confidence=level, seed=1)
-            assert found == again
+            assert interval == again
 
 
 def test_the_bootstrap_is_that_of_plain_resampling():

@@ -3,8 +3,8 @@
 The output layer of a small model is a fifth to a third of its arithmetic, and greedy decoding wants
 one number of its 50,000. A product of small integers takes less than half as long and says how far
 off it can be; only tokens that may be the largest are multiplied exactly. Both factors are turned
-by one random rotation first, so that no place is much larger than the others (QuaRot, Ashkboos et
-al. 2024). N rows, V tokens, W width.
+by one random rotation first, so that no component is much larger than the others (QuaRot, Ashkboos
+et al. 2024). N rows, V tokens, W width.
 """
 
 import warnings
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-HIDDEN_MOST = 63  # FBGEMM adds two products in 16 bits on AVX2, so one factor has 7 bits
-WEIGHT_MOST = 127
+HIDDEN_MAX = 63  # FBGEMM adds two products in 16 bits on AVX2, so one factor has 7 bits
+WEIGHT_MAX = 127
 ROWS = 32  # at once: their approximate logits stay in the cache of the processor
 BLOCK = 4096  # tokens that are rounded at once
 ROUNDING = 1e-5  # of |hidden| |weight|: more than fp32 can be off, here and in the rotation
@@ -47,7 +47,7 @@ class Int8Argmax:
         for start in range(0, len(weight), BLOCK):
             part = slice(start, start + BLOCK)
             turned = weight[part] @ self._rotation
-            rounded, scale[part] = _rounded(turned, WEIGHT_MOST)
+            rounded, scale[part] = _rounded(turned, WEIGHT_MAX)
             whole[part] = rounded
             length[part] = turned.norm(dim=1)
             error[part] = (turned - rounded * scale[part, None]).norm(dim=1)
@@ -59,33 +59,33 @@ class Int8Argmax:
         from domain_tokens.inference.cpu.kernels import largest_logits
 
         turned = hidden @ self._rotation
-        rounded, scale = _rounded(turned, HIDDEN_MOST)
+        rounded, scale = _rounded(turned, HIDDEN_MAX)
         off = (turned / scale[:, None] - rounded).norm(dim=1)
         off += turned.norm(dim=1) / scale * ROUNDING
         length = rounded.norm(dim=1)
-        found = np.empty(len(hidden), np.int64)
+        tokens = np.empty(len(hidden), np.int64)
         for start in range(0, len(hidden), ROWS):
             part = slice(start, start + ROWS)
             largest_logits(
-                self._near(rounded[part]).numpy(),
+                self._approximate_logits(rounded[part]).numpy(),
                 (off[part].numpy(), length[part].numpy(), scale[part].numpy()),
                 (self._length, self._error),
                 (hidden[part].numpy(), self._weight),
-                found[part],
+                tokens[part],
             )
-        return torch.from_numpy(found)
+        return torch.from_numpy(tokens)
 
-    def _near(self, rounded: torch.Tensor) -> torch.Tensor:
+    def _approximate_logits(self, rounded: torch.Tensor) -> torch.Tensor:
         """Return nearly the logits [N, V], in units of the scale of each row of `_rounded`."""
-        # This factor becomes quint8, with HIDDEN_MOST + 1 for zero.
+        # This factor becomes quint8, with HIDDEN_MAX + 1 for zero.
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rounded, 1.0, HIDDEN_MOST + 1, self._packed
+            rounded, 1.0, HIDDEN_MAX + 1, self._packed
         )
 
 
-def _rounded(x: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x [N, W] in whole numbers of at most `most`, and a scale for each row [N]."""
-    scale = (x.abs().amax(1) / most).clamp_(min=torch.finfo(torch.float32).tiny)
+def _rounded(x: torch.Tensor, max_value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x [N, W] in whole numbers of at most `max_value`, and a scale for each row [N]."""
+    scale = (x.abs().amax(1) / max_value).clamp_(min=torch.finfo(torch.float32).tiny)
     return (x / scale[:, None]).round_(), scale
 
 

@@ -3,7 +3,7 @@
 For attention torch makes a small matrix product for every slot and head, which takes several times
 as long as reading the cache; here a page is read once for all queries that share its head. Norms
 and rotations of a few dozen tokens are too small for torch's operations. G queries share a head of
-the cache, L places, D size of a head, N tokens, W width, V tokens of the vocabulary.
+the cache, L positions, D size of a head, N tokens, W width, V tokens of the vocabulary.
 """
 
 import sys
@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 config: Any = numba.config
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-PAGE = 32  # places; of 16, reading them took a quarter longer
+PAGE = 32  # positions; of 16, reading them took a quarter longer
 LINE = 16  # numbers that come from memory at once
 STRETCH = 1024  # tokens of the vocabulary that are looked at together
 LOG2_E = np.float32(1.4426950408889634)
@@ -41,7 +41,7 @@ def use_threads(count: int) -> None:
 
 
 def _ask(typing: Any, block: Any, row: Any, column: Any) -> Any:
-    """Ask memory for the line of block [R, C] that holds a place, to the second cache.
+    """Ask memory for the line of block [R, C] that holds a number, to the second cache.
 
     A processor foresees what is read in a row, but not where the next page of a slot lies. Asked
     into its first cache, it would wait for the few lines that may be under way there.
@@ -49,13 +49,13 @@ def _ask(typing: Any, block: Any, row: Any, column: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, values[0])
-        place = cgutils.get_item_pointer(context, builder, signature.args[0], array, values[1:])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, values[1:])
         address, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         # to read, with little use after it, data
         settings = [number(0), number(1), number(1)]
-        builder.call(function, [builder.bitcast(place, address), *settings])
+        builder.call(function, [builder.bitcast(pointer, address), *settings])
         return context.get_dummy_value()
 
     return types.void(block, row, column), code
@@ -91,7 +91,7 @@ _compiled = numba.njit(fastmath=True, error_model="numpy", cache=CACHE, inline="
 
 @_compiled
 def _score(queries, block, scores, at, count, following):
-    """Write products of queries [G, D] with `count` places of block [PAGE, D] to scores[:, at:].
+    """Write products of queries [G, D] with `count` positions of block [PAGE, D] to scores[:, at:].
 
     following: the block that will be read next.
     """
@@ -108,7 +108,7 @@ def _score(queries, block, scores, at, count, following):
 
 @_compiled
 def _add(sums, block, shares, at, count, following):
-    """Add `count` places of block [PAGE, D] to sums [G, D], by their shares in shares[:, at:]."""
+    """Add `count` positions of block [PAGE, D] to sums [G, D], by their shares[:, at:]."""
     size = sums.shape[1]
     four = count // 4 * 4
     for j in range(0, four, 4):  # four at once: sums are read and written a quarter as often
@@ -145,11 +145,11 @@ def _exp2(x, exponents, powers):
 @_compiled
 def _softmax(scores, exponents, powers):
     """Turn scores [L], logarithms to base 2, into shares; the others as `_exp2` has them."""
-    most = scores[0]
+    max_score = scores[0]
     for j in range(len(scores)):
-        most = max(most, scores[j])
+        max_score = max(max_score, scores[j])
     for j in range(len(scores)):
-        scores[j] -= most
+        scores[j] -= max_score
     _exp2(scores, exponents, powers)
     total = ZERO
     for j in range(len(scores)):
@@ -201,15 +201,15 @@ def attend_pages(query, new, pool, layer, where, scaling, out):
     for task in numba.prange(tasks):
         slot, head = task // heads, task % heads
         then = min(task + 1, tasks - 1)
-        other = pool[table[then // heads, 0], layer, 0, then % heads]  # what is read after this
+        after = pool[table[then // heads, 0], layer, 0, then % heads]  # what is read after this
         begin, end, before = first[slot], first[slot + 1], known[slot]
         for n in range(begin, end):
             page, at = divmod(before + n - begin, PAGE)
             pool[table[slot, page], layer, 0, head, at] = key[n, head]
             pool[table[slot, page], layer, 1, head, at] = value[n, head]
-        most = before + end - begin
-        scores = np.empty((shared, most), np.float32)
-        exponents = np.empty(most, np.int32)
+        max_keys = before + end - begin
+        scores = np.empty((shared, max_keys), np.float32)
+        exponents = np.empty(max_keys, np.int32)
         powers = exponents.view(np.float32)
         for n in range(begin, end):
             seen = before + n - begin + 1
@@ -228,7 +228,7 @@ def attend_pages(query, new, pool, layer, where, scaling, out):
             for number in range(pages):
                 at, page = number * PAGE, table[slot, number]
                 last = number + 1 == pages
-                following = other if last else pool[table[slot, number + 1], layer, 1, head]
+                following = after if last else pool[table[slot, number + 1], layer, 1, head]
                 block = pool[page, layer, 1, head]
                 _add(sums, block, scores, at, min(PAGE, seen - at), following)
             out[n, group] = sums
@@ -253,73 +253,73 @@ def rotate(x, cos, sin, heads):
     for n in numba.prange(len(x)):
         for h in range(heads):
             for i in range(half):
-                one, two = x[n, h, i], x[n, h, i + half]
-                x[n, h, i] = one * cos[n, i] - two * sin[n, i]
-                x[n, h, i + half] = two * cos[n, i] + one * sin[n, i]
+                a, b = x[n, h, i], x[n, h, i + half]
+                x[n, h, i] = a * cos[n, i] - b * sin[n, i]
+                x[n, h, i + half] = b * cos[n, i] + a * sin[n, i]
 
 
 @_compiled
-def _most(x):
+def _max(x):
     """Return the largest of x [L]."""
-    most = x[0]
+    largest = x[0]
     for j in range(len(x)):
-        most = max(most, x[j])
-    return most
+        largest = max(largest, x[j])
+    return largest
 
 
 @_compiled
-def _most_above(x, first, one, second, two):
-    """Return the largest of x + first * one + second * two, with x, one and two [L]."""
-    most = x[0] + first * one[0] + second * two[0]
+def _max_above(x, first, a, second, b):
+    """Return the largest of x + first * a + second * b, with x, a and b [L]."""
+    largest = x[0] + first * a[0] + second * b[0]
     for j in range(len(x)):
-        most = max(most, x[j] + first * one[j] + second * two[j])
-    return most
+        largest = max(largest, x[j] + first * a[j] + second * b[j])
+    return largest
 
 
 @_compiled
-def _product(one, two):
-    """Return the inner product of one and two [L]."""
+def _product(a, b):
+    """Return the inner product of a and b [L]."""
     total = ZERO
-    for j in range(len(one)):
-        total += one[j] * two[j]
+    for j in range(len(a)):
+        total += a[j] * b[j]
     return total
 
 
 @numba.njit(parallel=True, fastmath=True, error_model="numpy", cache=CACHE)
-def largest_logits(near, rows, tokens, factors, out):
+def largest_logits(approximate, rows, tokens, factors, out):
     """Write to out [N] the first of the largest logits' tokens, from logits that are nearly right.
 
-    near: [N, V], logits in units of each row's scale. A logit is at most its near one plus off *
-    length + size * error, with rows: off, size and scale, [N] each, the first two in units of the
-    third; tokens: length and error, [V] each. factors: hidden [N, W] and weight [V, W], whose
+    approximate: [N, V], logits in units of each row's scale. A logit is at most its approximation +
+    off * length + size * error, with rows: off, size and scale, [N] each, the first two in units of
+    the third; tokens: length and error, [V] each. factors: hidden [N, W] and weight [V, W], whose
     products are the logits. All fp32.
     """
     off, size, scale = rows
     length, error = tokens
     hidden, weight = factors
-    count = near.shape[1]
-    for n in numba.prange(len(near)):
-        best, most = 0, near[n, 0]
+    count = approximate.shape[1]
+    for n in numba.prange(len(approximate)):
+        best, max_logit = 0, approximate[n, 0]
         for start in range(0, count, STRETCH):
             end = min(start + STRETCH, count)
-            here = _most(near[n, start:end])
-            if here > most:
-                most = here
+            here = _max(approximate[n, start:end])
+            if here > max_logit:
+                max_logit = here
                 for v in range(start, end):
-                    if near[n, v] == here:
+                    if approximate[n, v] == here:
                         best = v
                         break
-        most = _product(hidden[n], weight[best])
+        max_logit = _product(hidden[n], weight[best])
         for start in range(0, count, STRETCH):
             end = min(start + STRETCH, count)
-            enough = most / scale[n]
+            enough = max_logit / scale[n]
             parts = length[start:end], error[start:end]
-            above = _most_above(near[n, start:end], off[n], parts[0], size[n], parts[1])
+            above = _max_above(approximate[n, start:end], off[n], parts[0], size[n], parts[1])
             if above < enough:
                 continue
             for v in range(start, end):
-                if near[n, v] + off[n] * length[v] + size[n] * error[v] >= enough:
+                if approximate[n, v] + off[n] * length[v] + size[n] * error[v] >= enough:
                     logit = _product(hidden[n], weight[v])
-                    if logit > most or (logit == most and v < best):
-                        best, most = v, logit
+                    if logit > max_logit or (logit == max_logit and v < best):
+                        best, max_logit = v, logit
         out[n] = best

@@ -8,7 +8,7 @@ import mmap
 import re
 from pathlib import Path
 
-# Header lines of /proc/self/smaps behind the addresses: permissions, ..., file.
+# Header lines of /proc/self/smaps after the addresses: permissions, ..., file.
 WEIGHTS = r"\S+ [^\n]*\.safetensors"
 LIBRARIES = r"r-\S+ [^\n]*\.so[.\d]*"  # only what nobody may write to
 

@@ -1,6 +1,6 @@
 """Linear layers with weights in oneDNN's own layout, while a model only reads, on a CPU.
 
-torch gives fp32 products to MKL, which rearranges the weights anew for each of them; for the few
+torch gives fp32 products to MKL, which rearranges the weights again for each of them; for the few
 dozen rows of a decoding step that takes as long as the product. oneDNN takes weights that were
 rearranged once; torch's compiler calls the same two operations when it freezes a graph.
 """
@@ -79,7 +79,7 @@ def fused_linear(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 def most_likely(output: Any, x: torch.Tensor) -> torch.Tensor:
     """Return the token of the largest logit, int64 [N], of an output layer's x [N, W]."""
     own = replaced_forward(output)
-    if isinstance(own, _Output) and own.screens:
+    if isinstance(own, _Output) and own.has_int8_argmax:
         return own.most_likely(x)
     return output(x).max(-1).indices  # three times as fast as argmax on a CPU
 
@@ -142,12 +142,12 @@ class _Layer:
 
 
 class _Output(_Layer):
-    """An output layer, which keeps its weight; packed or screened when first asked for either."""
+    """An output layer, which keeps its weight; packed or in integers when first asked."""
 
     def __init__(self, module: Any):
         super().__init__(module, shared=True)
-        self._module, self._screen = module, None
-        self.screens = int8_available() and module.bias is None
+        self._module, self._int8_argmax = module, None
+        self.has_int8_argmax = int8_available() and module.bias is None
 
     def pack(self) -> None:
         """Stand in for the layer."""
@@ -162,15 +162,15 @@ class _Output(_Layer):
 
     def most_likely(self, x: torch.Tensor) -> torch.Tensor:
         """Return the token of the largest logit of each row."""
-        if self._screen is None:
-            self._screen = Int8Argmax(self._module.weight)
+        if self._int8_argmax is None:
+            self._int8_argmax = Int8Argmax(self._module.weight)
             trim_memory()
-        return self._screen(x)
+        return self._int8_argmax(x)
 
     def unpack(self) -> None:
         """Leave the layer as it was."""
         super().unpack()
-        self._screen = None
+        self._int8_argmax = None
 
 
 class _Part:
@@ -212,9 +212,9 @@ def _layers(model: torch.nn.Module) -> list[_Layer]:
         layers.append(_Output(output))
         del able[output]
     for module in model.modules():
-        beside = [getattr(module, name) for name in FUSED_PROJECTIONS.get(type(module), ())]
-        if beside and all(x in able and holders[id(x.weight)] == 1 for x in beside):
-            layers.append(_Layer(*beside))
-            for x in beside:
+        fused = [getattr(module, name) for name in FUSED_PROJECTIONS.get(type(module), ())]
+        if fused and all(x in able and holders[id(x.weight)] == 1 for x in fused):
+            layers.append(_Layer(*fused))
+            for x in fused:
                 del able[x]
     return layers + [_Layer(module, shared=holders[id(module.weight)] > 1) for module in able]

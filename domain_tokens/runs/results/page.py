@@ -45,15 +45,15 @@ def page() -> str:
 
 def models_of_files() -> list[type[BaseModel]]:
     """Return the models of all files and all models within them, each once, outer ones first."""
-    found: dict[type[BaseModel], None] = {}
+    models: dict[type[BaseModel], None] = {}
     waiting: list[type[BaseModel]] = [model for file in FILES for model in file.models]
     while waiting:
         model = waiting.pop(0)
         if issubclass(model, Record) or model in CONFIGURED:
-            found[model] = None
+            models[model] = None
             inner = [model_in(field.annotation) for field in model.model_fields.values()]
-            waiting += [m for m in inner if m is not None and m not in found and m not in waiting]
-    return list(found)
+            waiting += [m for m in inner if m is not None and m not in models and m not in waiting]
+    return list(models)
 
 
 def section(model: type[BaseModel]) -> list[str]:

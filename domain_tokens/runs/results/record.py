@@ -72,49 +72,49 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(model_in, typing.get_args(annotation))), None)
 
 
-def _within(annotation: Any, value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _within(annotation: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield (where, value) of every model that a value of an annotated key holds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield place, value
+        yield path, value
         return
     inner = next((a for a in typing.get_args(annotation) if model_in(a)), None)
     if inner is None:
         return
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        yield from _within(inner, value, place)
+        yield from _within(inner, value, path)
     elif isinstance(value, Mapping):
         for key, entry in value.items():
-            yield from _within(inner, entry, f"{place}.{key}")
+            yield from _within(inner, entry, f"{path}.{key}")
     elif isinstance(value, list):
         for number, entry in enumerate(value):
-            yield from _within(inner, entry, f"{place}.{number}")
+            yield from _within(inner, entry, f"{path}.{number}")
 
 
 def _records(
-    kind: type[BaseModel], tree: Any, place: str, *, copies: bool
+    kind: type[BaseModel], tree: Any, path: str, *, copies: bool
 ) -> Iterator[tuple[str, type[BaseModel], dict[str, Any]]]:
     """Yield (where, model, JSON object) of a record and of all records within it."""
     if not isinstance(tree, dict):
         return
-    yield place, kind, tree
+    yield path, kind, tree
     for name, field in kind.model_fields.items():
         value, copy = tree.get(name), extra_of(field).get("kind")
         if copy is not None and isinstance(value, dict) and copies:
-            yield from _records(copy(value), value, _at(place, name), copies=True)
+            yield from _records(copy(value), value, _at(path, name), copies=True)
         inner = None if value is None or copy else model_in(field.annotation)
         if inner is not None:
-            for where, node in _within(field.annotation, value, _at(place, name)):
+            for where, node in _within(field.annotation, value, _at(path, name)):
                 yield from _records(inner, node, where, copies=copies)
 
 
-def _at(place: str, key: Any) -> str:
-    return f"{place}.{key}" if place else str(key)
+def _at(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def unknown_keys(kind: type[BaseModel], tree: Any, *, copies: bool = True) -> Iterator[str]:
     """Yield the dotted keys of a file that its model does not have."""
-    for place, model, node in _records(kind, tree, "", copies=copies):
-        yield from (_at(place, key) for key in node if key not in model.model_fields)
+    for path, model, node in _records(kind, tree, "", copies=copies):
+        yield from (_at(path, key) for key in node if key not in model.model_fields)
 
 
 def missing_keys(kind: type[BaseModel], tree: Any, *, writing: bool) -> Iterator[str]:
@@ -122,30 +122,30 @@ def missing_keys(kind: type[BaseModel], tree: Any, *, writing: bool) -> Iterator
 
     writing: also those that older files may lack; records copied from other files are left alone.
     """
-    for place, model, node in _records(kind, tree, "", copies=not writing):
+    for path, model, node in _records(kind, tree, "", copies=not writing):
         for name, field in model.model_fields.items():
-            wanted = field.is_required() or (writing and "since" in extra_of(field))
-            if wanted and name not in node:
-                yield _at(place, name)
+            required = field.is_required() or (writing and "since" in extra_of(field))
+            if required and name not in node:
+                yield _at(path, name)
 
 
 def wrong_values(kind: type[BaseModel], tree: Any, *, copies: bool = True) -> Iterator[str]:
     """Yield, in words, the dotted keys whose values are of another type than their model says."""
     yield from _wrong(kind, tree, "")
-    for place, model, node in _records(kind, tree, "", copies=copies) if copies else ():
+    for path, model, node in _records(kind, tree, "", copies=copies) if copies else ():
         for name, field in model.model_fields.items():
             copy, value = extra_of(field).get("kind"), node.get(name)
             if copy is not None and isinstance(value, dict):
-                yield from _wrong(copy(value), value, _at(place, name))
+                yield from _wrong(copy(value), value, _at(path, name))
 
 
-def _wrong(kind: type[BaseModel], tree: Any, place: str) -> Iterator[str]:
+def _wrong(kind: type[BaseModel], tree: Any, path: str) -> Iterator[str]:
     try:
         kind.model_validate(tree)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_context=False):
             if problem["type"] not in ("missing", "extra_forbidden"):
-                key = _at(place, ".".join(map(str, problem["loc"]))) or "the object"
+                key = _at(path, ".".join(map(str, problem["loc"]))) or "the object"
                 shown = repr(problem["input"])
                 shown = shown if len(shown) <= 40 else f"{shown[:37]}…"
                 yield f"{key} is {shown}: {problem['msg'].lower()}"

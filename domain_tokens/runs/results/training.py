@@ -42,7 +42,7 @@ class StageNumbers(Record):
         "solutions without an equation; null where data.rationale is full",
         "rows",
     )
-    untreated_places: int = since("2026-11-26", "places of facts that were left as text", "places")
+    untreated_places: int = since("2026-11-26", "matches that were left as text", "matches")
     truncated: int = given("examples that lost their last exchanges", "examples")
     inject: bool = since("2026-11-26", "whether facts became fact tokens")
     injected_examples: int = since("2026-11-24", "examples with a fact token", "examples")

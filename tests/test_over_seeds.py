@@ -67,8 +67,8 @@ def study(seeds, *, a1=0.0, g1=0.0, run_sd=0.01, **more):
 def said(pairs, name, pilot=()):
     """The verdict on one primary endpoint."""
     verdicts = analyse(pairs, PLAN, pilot)["verdicts"]
-    (found,) = [v for v in verdicts if v.startswith(f"{name}: ")]
-    return found.removeprefix(f"{name}: ")
+    (verdict,) = [v for v in verdicts if v.startswith(f"{name}: ")]
+    return verdict.removeprefix(f"{name}: ")
 
 
 def test_one_seed_with_a_difference_is_two_checkpoints_and_no_method():
@@ -138,9 +138,9 @@ def test_two_identical_runs_give_no_claim():
 def test_runs_that_share_a_trained_parent_are_one_lineage():
     """Five GSM8K seeds on one Tulu checkpoint were once counted as five replicates of the study."""
     pairs = study(5, a1=0.5, parent="one Tulu checkpoint")
-    found = analyse(pairs, PLAN)
-    assert found["clusters"] == 1
-    assert found["verdicts"][0].endswith("this says nothing about the method.")
+    analysis = analyse(pairs, PLAN)
+    assert analysis["clusters"] == 1
+    assert analysis["verdicts"][0].endswith("this says nothing about the method.")
 
 
 @pytest.mark.parametrize("shared", ["grandparent", "own", "descendant", "base"])
@@ -196,9 +196,9 @@ def test_the_interaction_is_exploratory_and_sees_where_the_effect_sits():
 
 def test_the_plan_is_recorded_with_its_hash():
     changed = PLAN.model_copy(update={"alpha": 0.1})
-    one, other = (analyse(study(1), plan)["plan"] for plan in (PLAN, changed))
-    assert one["hash"] != other["hash"]
-    assert one["margins"] == {"a1": 0.1, "g1": 0.005}
+    own, changed_plan = (analyse(study(1), plan)["plan"] for plan in (PLAN, changed))
+    assert own["hash"] != changed_plan["hash"]
+    assert own["margins"] == {"a1": 0.1, "g1": 0.005}
 
 
 def reordered(run, rng):
@@ -253,10 +253,10 @@ def test_a_claim_stands_exactly_where_its_interval_holds_no_zero(seed, a1, g1, a
             )
             for pair in pairs
         ]
-    found = analyse(pairs, plan)
-    rows = [row for row in found["endpoints"] if row["role"] == "primary"]
+    analysis = analyse(pairs, plan)
+    rows = [row for row in analysis["endpoints"] if row["role"] == "primary"]
     assert len(rows) == 1 + both
-    for row, words in zip(rows, found["verdicts"], strict=False):
+    for row, words in zip(rows, analysis["verdicts"], strict=False):
         low, high = row["interval"]
         claimed = "improved" in words or "worsened" in words
         assert claimed == (not low <= 0 <= high) == (row["p_holm"] < alpha)
@@ -266,7 +266,7 @@ def test_a_claim_stands_exactly_where_its_interval_holds_no_zero(seed, a1, g1, a
         assert any(row["confidence"] == pytest.approx(1 - alpha / m) for m in (1, 2))
     if not both:
         assert rows[0]["p_holm"] == pytest.approx(min(1, 2 * rows[0]["p"]))
-        assert any("counts as p = 1" in verdict for verdict in found["verdicts"])
+        assert any("counts as p = 1" in verdict for verdict in analysis["verdicts"])
 
 
 def test_both_primaries_claimed_show_the_levels_of_holms_steps():
@@ -314,10 +314,10 @@ def test_cells_of_the_table_are_no_sample():
 
 def test_one_pair_with_a_pilot_says_what_is_left_out():
     pilot = [pair[0] for pair in study(6, run_sd=0.1)]
-    found = analyse(study(1), PLAN, pilot)
-    assert found["endpoints"][1]["detectable"] is None
-    assert found["endpoints"][1]["seeds_needed"] > 1
-    assert any("leave item × arm variance out" in verdict for verdict in found["verdicts"])
+    analysis = analyse(study(1), PLAN, pilot)
+    assert analysis["endpoints"][1]["detectable"] is None
+    assert analysis["endpoints"][1]["seeds_needed"] > 1
+    assert any("leave item × arm variance out" in verdict for verdict in analysis["verdicts"])
 
 
 def test_the_interaction_counts_items_as_a_sample():
@@ -348,12 +348,13 @@ def test_runs_that_all_differ_alike_give_no_claim():
         (make_run("baseline", s, grid, values), make_run("mul_tokens", s, grid + 0.5, values))
         for s in range(5)
     ]
-    found = analyse(pairs, PLAN)
-    row = found["endpoints"][0]
+    analysis = analyse(pairs, PLAN)
+    row = analysis["endpoints"][0]
     assert (row["p"], row["p_holm"], row["interval"]) == (None, None, None)
-    assert found["verdicts"][0].startswith("a1: No claim: all runs differ by exactly +0.500 nats")
-    assert found["verdicts"][1].startswith("g1: No claim")
-    json.dumps(found, allow_nan=False)
+    first, second = analysis["verdicts"][:2]
+    assert first.startswith("a1: No claim: all runs differ by exactly +0.500 nats")
+    assert second.startswith("g1: No claim")
+    json.dumps(analysis, allow_nan=False)
 
 
 def test_a_collapsed_run_is_named():
@@ -389,9 +390,9 @@ def test_what_a_replicate_varies_is_said():
     for pair in pairs:
         for run in pair:
             with_seeds(run, rows=run.seed, rationales=run.seed)
-    found = analyse(pairs, PLAN)
-    assert not any(v.startswith("Replicates") for v in found["verdicts"])
-    assert len(found["replicates_differ_in"]) == 3
+    analysis = analyse(pairs, PLAN)
+    assert not any(v.startswith("Replicates") for v in analysis["verdicts"])
+    assert len(analysis["replicates_differ_in"]) == 3
 
 
 def test_planning_takes_nothing_from_the_observed_difference():

@@ -47,7 +47,7 @@ def test_batched_greedy_equals_generate_one_by_one(which, request):
         assert response.stop == ("eos" if ended else "length")
 
 
-def test_right_drafts_save_passes_and_change_nothing(model, monkeypatch):
+def test_right_drafts_save_steps_and_change_nothing(model, monkeypatch):
     """A rambling model repeats itself, and a packed step reads several of its tokens at once."""
     passes = []
     monkeypatch.setattr(
@@ -60,16 +60,16 @@ def test_right_drafts_save_passes_and_change_nothing(model, monkeypatch):
         passes.clear()
         return generate(model, prompts(), eos_id=-1, max_new_tokens=60, batch_size=7), len(passes)
 
-    found, fewer = run()
+    drafted, fewer = run()
     monkeypatch.setattr(PromptLookup, "draft", lambda self, max_tokens: [])
     plainly, all_of_them = run()
-    assert found == plainly
+    assert drafted == plainly
     assert all_of_them == 59
     assert fewer < 55
 
 
 def test_passes_have_few_different_sizes(model, monkeypatch):
-    """oneDNN compiles its products anew for each number of tokens and keeps them, 0.6 MB a layer:
+    """oneDNN compiles its products again for each number of tokens and keeps them, 0.6 MB a layer:
     the memory of a decoder grew with the questions that it had answered."""
     plant(monkeypatch, "domain_tokens.inference.decoder.MAX_DRAFTING_ROWS", 12)
     prompted, many, few = [], [], []
@@ -97,9 +97,9 @@ def test_passes_have_few_different_sizes(model, monkeypatch):
 
 
 def test_a_model_that_cannot_read_packed_tokens_writes_the_same(model, monkeypatch):
-    found = generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4)
+    packed = generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4)
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
-    assert generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4) == found
+    assert generate(model, prompts(), eos_id=50256, max_new_tokens=12, batch_size=4) == packed
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=50, top_p=0.9, seed=5)])
@@ -129,7 +129,7 @@ def test_sampling_follows_the_seed_and_low_temperature_is_greedy(model):
 @settings(deadline=None, max_examples=20)
 def test_rounding_errors_do_not_change_draws(seed, noise):
     """On a CPU of another make, draws by inverse CDF changed with the batch: an error of 1e-6 in
-    the logits moved the edges of 50,000 tokens, each 2e-5 wide, and one of 42 draws fell anew."""
+    the logits moved the edges of 50,000 tokens, each 2e-5 wide, and one of 42 draws changed."""
     generator = torch.Generator().manual_seed(noise)
     logits = torch.randn(16, 50_000, generator=generator)
     keys = noise_keys(torch.tensor(seed), torch.arange(16))
@@ -139,7 +139,7 @@ def test_rounding_errors_do_not_change_draws(seed, noise):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "wanted"),
+    ("sampling", "expected"),
     [
         (Sampling(1.0), [0.5, 0.3, 0.15, 0.05]),
         (Sampling(0.5), [0.6849, 0.2466, 0.0616, 0.0068]),  # squares
@@ -148,11 +148,11 @@ def test_rounding_errors_do_not_change_draws(seed, noise):
         (Sampling(1.0, top_k=2, top_p=0.6), [1, 0, 0, 0]),  # 0.625 of what top_k leaves
     ],
 )
-def test_tokens_are_drawn_as_often_as_they_are_likely(sampling, wanted):
+def test_tokens_are_drawn_as_often_as_they_are_likely(sampling, expected):
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(20_000, 1)
     drawn = choose(logits, noise_keys(torch.tensor(7), torch.arange(20_000)), sampling)
     shares = drawn.bincount(minlength=4) / 20_000
-    assert shares.tolist() == pytest.approx(wanted, abs=0.012)
+    assert shares.tolist() == pytest.approx(expected, abs=0.012)
 
 
 def test_a_full_context_is_named_as_the_reason(model):

@@ -24,7 +24,7 @@ def test_what_followed_the_same_words_is_drafted():
 
 def test_the_longest_and_newest_match_decides():
     row = PromptLookup([7, 1, 2, 30, 1, 2, 40, 7, 1, 2])
-    assert row.draft(1) == [30]  # behind 7 1 2; behind 1 2 alone it would be 40
+    assert row.draft(1) == [30]  # after 7 1 2; after 1 2 alone it would be 40
     assert PromptLookup([1, 2, 30, 1, 2, 40, 1, 2]).draft(1) == [40]
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_drafted_without_a_match_or_room():
 
 
 @given(TOKENS, st.integers(0, 9), st.lists(st.integers(0, MAX_DRAFT_TOKENS), max_size=5))
-def test_a_draft_stands_in_the_row_behind_what_the_row_ends_in(tokens, max_tokens, outcomes):
+def test_a_draft_stands_in_the_row_after_what_the_row_ends_in(tokens, max_tokens, outcomes):
     row = PromptLookup(tokens)
     for right in outcomes:
         row.adapt(drafted=max(right, 1), accepted=right)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain_tokens.inference.cpu.int8_argmax import (
-    HIDDEN_MOST,
-    WEIGHT_MOST,
+    HIDDEN_MAX,
+    WEIGHT_MAX,
     Int8Argmax,
     _packed,
     _rounded,
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.skipif(not int8_available(), reason="torch without FBGE
 
 
 def assert_largest(hidden, weight):
-    """A found token's exact logit is the largest, but for what fp32 cannot tell apart."""
+    """The exact logit of a chosen token is the largest, but for what fp32 cannot tell apart."""
     logits = hidden.double() @ weight.double().t()
-    found = Int8Argmax(weight)(hidden)
-    short = logits.amax(1) - logits.gather(1, found[:, None])[:, 0]
+    tokens = Int8Argmax(weight)(hidden)
+    short = logits.amax(1) - logits.gather(1, tokens[:, None])[:, 0]
     scale = hidden.double().norm(dim=1) * weight.double().norm(dim=1).max()
     assert (short <= 1e-6 * scale).all()
-    return found
+    return tokens
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,8 +38,8 @@ def assert_largest(hidden, weight):
     outlier=st.sampled_from([1.0, 300.0]),
     seed=st.integers(0, 99),
 )
-def test_what_is_found_is_the_largest(rows, tokens, width, spread, outlier, seed):
-    """Also where all tokens are nearly alike, and where one place is much larger than others."""
+def test_what_is_chosen_is_the_largest(rows, tokens, width, spread, outlier, seed):
+    """Also where all tokens are nearly alike, and where one component is much the largest."""
     noise = torch.Generator().manual_seed(seed)
     one = torch.randn(width, generator=noise)
     weight = one + spread * torch.randn(tokens, width, generator=noise)
@@ -49,15 +49,15 @@ def test_what_is_found_is_the_largest(rows, tokens, width, spread, outlier, seed
 
 
 def test_whole_numbers_alone_would_name_other_tokens():
-    """Rows that differ by less than a step of the integers: the screen must look at many."""
+    """Rows that differ by less than a step of the integers: many must be looked at exactly."""
     noise = torch.Generator().manual_seed(0)
     weight = torch.randn(64, generator=noise) + 1e-3 * torch.randn(3000, 64, generator=noise)
     hidden = torch.randn(40, 64, generator=noise)
-    screen = Int8Argmax(weight)
-    rounded, _ = _rounded(hidden @ screen._rotation, HIDDEN_MOST)
-    near = screen._near(rounded)
-    found = assert_largest(hidden, weight)
-    assert (near.argmax(1) != found).float().mean() > 0.5
+    argmax = Int8Argmax(weight)
+    rounded, _ = _rounded(hidden @ argmax._rotation, HIDDEN_MAX)
+    approximate = argmax._approximate_logits(rounded)
+    tokens = assert_largest(hidden, weight)
+    assert (approximate.argmax(1) != tokens).float().mean() > 0.5
 
 
 def test_of_equal_logits_the_first_token_is_named():
@@ -76,13 +76,13 @@ def test_extreme_integers_do_not_overflow():
     weight[2] = 0.999
     hidden = torch.ones(2, 512)
     hidden[1] = -1
-    screen = Int8Argmax(weight)
-    screen._rotation = torch.eye(512)
-    whole = weight.sign().mul(WEIGHT_MOST).to(torch.int8)
-    screen._packed = _packed(whole, torch.ones(3))
-    near = screen._near(hidden * HIDDEN_MOST)
-    most = 512 * HIDDEN_MOST * WEIGHT_MOST
-    assert near.tolist() == [[most, -most, most], [-most, most, -most]]
+    argmax = Int8Argmax(weight)
+    argmax._rotation = torch.eye(512)
+    whole = weight.sign().mul(WEIGHT_MAX).to(torch.int8)
+    argmax._packed = _packed(whole, torch.ones(3))
+    approximate = argmax._approximate_logits(hidden * HIDDEN_MAX)
+    largest = 512 * HIDDEN_MAX * WEIGHT_MAX
+    assert approximate.tolist() == [[largest, -largest, largest], [-largest, largest, -largest]]
 
 
 @pytest.mark.parametrize("which", ["gpt2", "llama"])
@@ -92,26 +92,26 @@ def test_a_model_that_only_writes_greedily_has_no_packed_output_layer(which, tin
     output = model.get_output_embeddings()
     hidden = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        wanted = output(hidden)
+        expected = output(hidden)
         with prepacked(model):
             layer = vars(output)["forward"]
             assert isinstance(layer, _Output)
-            assert most_likely(output, hidden).tolist() == wanted.argmax(1).tolist()
+            assert most_likely(output, hidden).tolist() == expected.argmax(1).tolist()
             assert layer._packed is None
-            torch.testing.assert_close(output(hidden), wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(output(hidden), expected, atol=1e-5, rtol=1e-5)
             assert layer._packed is not None
         assert "forward" not in vars(output)
-        assert most_likely(output, hidden).tolist() == wanted.argmax(1).tolist()
-        assert torch.equal(output(hidden), wanted)
+        assert most_likely(output, hidden).tolist() == expected.argmax(1).tolist()
+        assert torch.equal(output(hidden), expected)
 
 
-def test_a_screen_is_made_anew_after_training(tiny_model):
+def test_integers_are_made_again_after_training(tiny_model):
     """Validation decodes with weights that the next steps change."""
     output = tiny_model.eval().get_output_embeddings()
     hidden = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(3))
     for _ in range(2):
         with torch.inference_mode(), prepacked(tiny_model):
-            found = most_likely(output, hidden)
-        assert found.tolist() == (hidden @ output.weight.t()).argmax(1).tolist()
+            tokens = most_likely(output, hidden)
+        assert tokens.tolist() == (hidden @ output.weight.t()).argmax(1).tolist()
         with torch.no_grad():
             output.weight.copy_(output.weight.flip(0))

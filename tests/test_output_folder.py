@@ -45,13 +45,13 @@ def run(folder, *, resume=False, overwrite=False, identity=IDENTITY):
     if space.finished:
         return "already finished"
     space.begin()
-    found = "continued" if (space.work / "train_log.jsonl").exists() else "started"
+    outcome = "continued" if (space.work / "train_log.jsonl").exists() else "started"
     assert (space.work / UNFINISHED_MARKER).exists()
     write_json(space.work / CARD_NAME, {"identity": identity})
     write_json(space.work / RESULTS, {"run": "new"})
     space.complete()
     release_locks()
-    return found
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def run(folder, *, resume=False, overwrite=False, identity=IDENTITY):
     ],
 )
 def test_the_table(tmp_path, state, plain, resume, overwrite):
-    for flags, wanted in (({}, plain), ({"resume": 1}, resume), ({"overwrite": 1}, overwrite)):
+    for flags, expected in (({}, plain), ({"resume": 1}, resume), ({"overwrite": 1}, overwrite)):
         folder = tmp_path / "".join(["run", *flags])
         make(folder, state)
         before = tree(tmp_path)
-        assert run(folder, **flags) == wanted
-        if wanted in ("refused", "already finished"):
+        assert run(folder, **flags) == expected
+        if expected in ("refused", "already finished"):
             assert tree(tmp_path) == before
         else:
             assert {RESULTS, CARD_NAME} <= {p.name for p in folder.iterdir()}
@@ -219,11 +219,11 @@ def evaluate(folder, word="new", **flags):
     output = answers(folder, **flags)
     if isinstance(output, str):
         return output
-    found = "continued" if output.begin() else "started"
+    outcome = "continued" if output.begin() else "started"
     output.append("q1", Response([1], "eos"))
     output.finish([{"id": "q1", "word": word}], {"word": word, "card": CARD}, more={})
     release_locks()
-    return found
+    return outcome
 
 
 def make_evaluation(folder, state):
@@ -266,12 +266,12 @@ def whole(folder):
     ],
 )
 def test_the_table_for_an_evaluation(tmp_path, state, plain, resume, overwrite):
-    for flags, wanted in (({}, plain), ({"resume": 1}, resume), ({"overwrite": 1}, overwrite)):
+    for flags, expected in (({}, plain), ({"resume": 1}, resume), ({"overwrite": 1}, overwrite)):
         folder = tmp_path / "".join(["eval", *flags])
         make_evaluation(folder, state)
         before = tree(tmp_path)
-        assert evaluate(folder, **flags) == wanted
-        if wanted in ("refused", "already finished"):
+        assert evaluate(folder, **flags) == expected
+        if expected in ("refused", "already finished"):
             assert tree(tmp_path) == before
         else:
             assert whole(folder) == "new"

@@ -62,15 +62,15 @@ def test_every_number_has_bounds(script, parser_of):
 
 
 def test_the_walk_over_arguments_finds_the_numbers(parser_of):
-    found = {
+    words = {
         word
         for script in SCRIPTS
         for action in actions_of(parser_of(script))
         if isinstance(action.type, Number)
         for word in action.option_strings
     }
-    wanted = "seed seeds max-samples batch-size max-new-tokens temperature top-k learning-rates"
-    assert found >= {f"--{name}" for name in wanted.split()}
+    expected = "seed seeds max-samples batch-size max-new-tokens temperature top-k learning-rates"
+    assert words >= {f"--{name}" for name in expected.split()}
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_default_configs_are_found_from_any_working_directory(
 
     def default():
         texts = [a.default for a in parser_of(script)._actions if isinstance(a.default, str)]
-        (found,) = [text for text in texts if text.endswith(".yaml")]
-        return found
+        (config,) = [text for text in texts if text.endswith(".yaml")]
+        return config
 
     assert not os.path.isabs(default())
     monkeypatch.chdir(tmp_path)

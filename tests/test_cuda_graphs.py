@@ -1,4 +1,4 @@
-"""Passes of fixed shapes, replayed: they write what passes of any shape write."""
+"""Decoding steps of fixed shapes, replayed: they write what steps of any shape write."""
 
 import gc
 import weakref
@@ -42,7 +42,7 @@ def model(request, tiny_model):
 def capture(monkeypatch):
     def start():
         plant(monkeypatch, "domain_tokens.inference.cuda_graphs._Graphs", Again)
-        monkeypatch.setattr(PackedForward, "capturable", property(lambda self: True))
+        monkeypatch.setattr(PackedForward, "supports_cuda_graphs", property(lambda self: True))
         monkeypatch.setattr(cuda_graphs, "_KEPT", WeakKeyDictionary())
         Again.recorded = 0
 
@@ -51,49 +51,49 @@ def capture(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 9])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "drawn"])
-def test_captured_passes_write_the_same(model, capture, size, sampling):
+def test_replayed_steps_write_the_same(model, capture, size, sampling):
     def run():
         return generate(
             model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=size, sampling=sampling
         )
 
-    wanted = run()
+    expected = run()
     capture()
-    assert run() == wanted
+    assert run() == expected
     assert 1 <= Again.recorded <= 3  # slots 9, 4 and 1
     once = Again.recorded
-    assert run() == wanted
+    assert run() == expected
     assert Again.recorded == once  # they are kept for the next call
 
 
-def test_filling_behind_the_last_position_is_harmless(model, capture):
-    """A row in its last place is filled with tokens that GPT-2 has no position for."""
+def test_filling_after_the_last_position_is_harmless(model, capture):
+    """A row at its last position is filled with tokens that GPT-2 has no position for."""
     context = model.config.max_position_embeddings
     prompts = [[(7 * i) % 11 + 100 for i in range(context - 6)], [5, 6, 7]]
 
     def run():
         return generate(model, prompts, eos_id=-1, max_new_tokens=30, batch_size=2)
 
-    wanted = run()
+    expected = run()
     capture()
-    assert run() == wanted
-    assert [r.stop for r in wanted] == ["context", "length"]
+    assert run() == expected
+    assert [r.stop for r in expected] == ["context", "length"]
 
 
 def test_graphs_are_kept_with_the_model_and_no_longer(model, capture):
     capture()
-    wanted = {"slots": 2, "capacity": 20, "context": 256}
-    first = cuda_graphs.runner_of(model, **wanted)
+    sizes = {"slots": 2, "capacity": 20, "context": 256}
+    first = cuda_graphs.runner_of(model, **sizes)
     assert first.capacity == 256
     assert cuda_graphs.runner_of(model, slots=1, capacity=256, context=256) is first
     for more in ({"slots": 3}, {"capacity": 257}, {"context": 255}):
-        before = cuda_graphs.runner_of(model, **wanted)
-        assert cuda_graphs.runner_of(model, **(wanted | more)) is not before
-    last = cuda_graphs.runner_of(model, **wanted)
+        before = cuda_graphs.runner_of(model, **sizes)
+        assert cuda_graphs.runner_of(model, **(sizes | more)) is not before
+    last = cuda_graphs.runner_of(model, **sizes)
     with torch.no_grad():  # weights that lie elsewhere: a replay would read the old ones
         weight = model.get_output_embeddings().weight
         weight.data = weight.data.clone()
-    assert cuda_graphs.runner_of(model, **wanted) is not last
+    assert cuda_graphs.runner_of(model, **sizes) is not last
 
 
 def test_a_model_is_not_kept_alive_by_its_graphs(capture, monkeypatch):
@@ -114,16 +114,16 @@ def test_a_model_is_not_kept_alive_by_its_graphs(capture, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graphs_write_the_same(model, monkeypatch):
     model = model.cuda()
-    passes = []
+    steps = []
     call = CudaGraphRunner.__call__
     monkeypatch.setattr(
-        CudaGraphRunner, "__call__", lambda self, *args: passes.append(1) or call(self, *args)
+        CudaGraphRunner, "__call__", lambda self, *args: steps.append(1) or call(self, *args)
     )
 
     def run():
         return generate(model, PROMPTS, eos_id=50256, max_new_tokens=40, batch_size=4)
 
-    found = run()
-    assert passes
-    monkeypatch.setattr(PackedForward, "capturable", property(lambda self: False))
-    assert run() == found
+    graphed = run()
+    assert steps
+    monkeypatch.setattr(PackedForward, "supports_cuda_graphs", property(lambda self: False))
+    assert run() == graphed

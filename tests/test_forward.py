@@ -9,7 +9,7 @@ from domain_tokens.modeling.packed_attention import attend_within_documents
 from tests.conftest import plant, tiny_llama
 
 LENGTHS = [5, 1, 9]
-STARTS = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
+CU_SEQLENS = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -18,23 +18,23 @@ def model(request, tiny_model):
 
 
 def within_documents(layer, query, key, value, scaling):
-    return attend_within_documents(query, key, value, STARTS, max(LENGTHS), scaling)
+    return attend_within_documents(query, key, value, CU_SEQLENS, max(LENGTHS), scaling)
 
 
 def read(model, ids, dtype=torch.float32):
-    places = torch.cat([torch.arange(size) for size in LENGTHS])
+    positions = torch.cat([torch.arange(size) for size in LENGTHS])
     with torch.inference_mode(), packed_forward(model.to(dtype)) as read:
-        return read(ids, places, within_documents)
+        return read(ids, positions, within_documents)
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["numba", "torch"])
 def test_packed_texts_get_the_logits_that_each_has_alone(model, compiled, monkeypatch):
     plant(monkeypatch, "domain_tokens.inference.forward._compiled", lambda x: compiled)
     ids = torch.randint(0, 50_000, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
-    found = read(model, ids)
-    for part, text in zip(found.split(LENGTHS), ids.split(LENGTHS), strict=True):
-        wanted = model(text[None]).logits[0]
-        torch.testing.assert_close(part, wanted, atol=1e-4, rtol=1e-4)
+    logits = read(model, ids)
+    for part, text in zip(logits.split(LENGTHS), ids.split(LENGTHS), strict=True):
+        expected = model(text[None]).logits[0]
+        torch.testing.assert_close(part, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_and_other_architectures_read_alike(model, monkeypatch):
@@ -61,10 +61,10 @@ def test_pages_are_attended_to_as_slots_are(heads, shared, size, tiny_model):
 
     for layer in range(2):
         slot = torch.arange(3).repeat_interleave(torch.tensor(lengths))
-        place = torch.cat([torch.arange(n) for n in lengths])
+        position = torch.cat([torch.arange(n) for n in lengths])
         new = tokens(60, heads), tokens(60, heads)
         for cache in caches:
-            cache.begin(slot, place)
+            cache.begin(slot, position)
             cache.write(layer, *new)
     for counts in ([1, 1, 1], [3, 1, 2], [1, 16, 1], [2, 5]):
         if len(counts) < len(lengths):  # the second row ends: the third takes its slot
@@ -72,15 +72,15 @@ def test_pages_are_attended_to_as_slots_are(heads, shared, size, tiny_model):
                 cache.free(1, 2, lengths[2])
             lengths = [lengths[0], lengths[2]]
         slot = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        place = torch.cat([n + torch.arange(c) for n, c in zip(lengths, counts, strict=True)])
+        position = torch.cat([n + torch.arange(c) for n, c in zip(lengths, counts, strict=True)])
         for layer in range(2):
             total = sum(counts)
             new = tokens(total, heads * shared), tokens(total, heads), tokens(total, heads)
-            found = []
+            attended = []
             for cache in caches:
-                cache.plan_attention(slot, place)
-                found.append(cache.attend(layer, *new, None))
-            torch.testing.assert_close(*found, atol=2e-6, rtol=2e-5)
+                cache.plan_attention(slot, position)
+                attended.append(cache.attend(layer, *new, None))
+            torch.testing.assert_close(*attended, atol=2e-6, rtol=2e-5)
         lengths = [n + c for n, c in zip(lengths, counts, strict=True)]
 
 
@@ -101,16 +101,16 @@ def test_memory_is_taken_for_what_is_held_and_given_back():
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "expected"),
     [
         ("silu", torch.nn.functional.silu),
         ("gelu_new", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
     ],
 )
-def test_activations_are_those_of_torch(name, wanted):
+def test_activations_are_those_of_torch(name, expected):
     x = torch.cat([torch.linspace(-200, 200, 4001), torch.linspace(-8, 8, 4001)]).view(2, -1)
-    exact = wanted(x.double())
-    found = _gated(x.clone(), name).double()
-    torch.testing.assert_close(found, exact, atol=2e-7, rtol=2e-6)
+    exact = expected(x.double())
+    gated = _gated(x.clone(), name).double()
+    torch.testing.assert_close(gated, exact, atol=2e-7, rtol=2e-6)
     both = _gated(torch.cat([x, x.flip(1)], 1), name, times=True).double()
     torch.testing.assert_close(both, exact * x.flip(1), atol=1e-4, rtol=2e-6)

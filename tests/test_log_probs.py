@@ -33,36 +33,36 @@ def plainly(model, prompt, continuation):
 def test_scores_are_those_of_a_plain_forward_pass(model, cases):
     prompts = [prompt for prompt, _ in cases]
     continuations = [group for _, group in cases]
-    found = continuation_log_probs(model, prompts, continuations)
-    for prompt, group, values in zip(prompts, continuations, found, strict=True):
-        wanted = [plainly(model, prompt, continuation) for continuation in group]
-        assert values == pytest.approx(wanted, abs=2e-4)
+    scores = continuation_log_probs(model, prompts, continuations)
+    for prompt, group, values in zip(prompts, continuations, scores, strict=True):
+        expected = [plainly(model, prompt, continuation) for continuation in group]
+        assert values == pytest.approx(expected, abs=2e-4)
 
 
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=9), st.integers(1, 40), st.booleans())
-def test_texts_with_one_continuation_are_read_packed(model, cases, most, able):
+def test_texts_with_one_continuation_are_read_packed(model, cases, max_tokens, able):
     """G1 scores sixteen rationales a question; padded and masked they cost as much as sampling."""
     with pytest.MonkeyPatch.context() as patch:
-        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": most})
+        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": max_tokens})
         patch.setattr(type(model), "_supports_attention_backend", able)
-        found = continuation_log_probs(model, [p for p, _ in cases], [[c] for _, c in cases])
-    wanted = [[plainly(model, prompt, continuation)] for prompt, continuation in cases]
-    assert found == [pytest.approx(values, abs=2e-4) for values in wanted]
+        scores = continuation_log_probs(model, [p for p, _ in cases], [[c] for _, c in cases])
+    expected = [[plainly(model, prompt, continuation)] for prompt, continuation in cases]
+    assert scores == [pytest.approx(values, abs=2e-4) for values in expected]
 
 
 def test_many_prompts_go_through_in_groups(model, monkeypatch):
     plant(monkeypatch, "domain_tokens.inference.log_probs.TOKENS", 250)
-    groups = _groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], most=250)
+    groups = _groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], max_tokens=250)
     assert groups == [[1], [3, 0], [2]]  # the longest is alone though it is too much
     prompts = [[i + 1] * (i % 5 + 1) for i in range(30)]
     continuations = [[[j, 50_256] for j in range(20)]] * 30
-    found = continuation_log_probs(model, prompts, continuations)
-    assert [len(values) for values in found] == [20] * 30
+    scores = continuation_log_probs(model, prompts, continuations)
+    assert [len(values) for values in scores] == [20] * 30
     alone = continuation_log_probs(model, prompts[7:8], continuations[7:8])
-    assert found[7] == pytest.approx(alone[0], abs=1e-4)
+    assert scores[7] == pytest.approx(alone[0], abs=1e-4)
 
 
 def test_the_whole_vocabulary_has_mass_one(model):

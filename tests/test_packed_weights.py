@@ -27,18 +27,18 @@ def test_logits_are_the_same_and_weights_come_back_to_the_bit(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     with torch.inference_mode():
-        wanted = model(IDS).logits
+        expected = model(IDS).logits
         with prepacked(model), prepacked(model):  # the inner one finds nothing left to do
             away = [name for name, tensor in model.state_dict().items() if not tensor.numel()]
-            found = model(IDS).logits
+            packed = model(IDS).logits
     assert len(away) >= 8
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-5)
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     assert (embedding.weight is output.weight) == tied
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     with torch.inference_mode():
-        assert torch.equal(model(IDS).logits, wanted)
+        assert torch.equal(model(IDS).logits, expected)
 
 
 def test_a_model_can_be_trained_after_it_has_decoded(model):
@@ -60,14 +60,14 @@ def test_weights_come_back_after_an_error(model):
 def test_a_model_that_was_packed_for_good_stays_packed(model):
     """Packing again for every call left 0.4 GB of holes in the memory of a decoder of 135M."""
     with torch.inference_mode():
-        wanted = model(IDS).logits
+        expected = model(IDS).logits
     prepack_(model)
     with prepacked(model):
         pass
     away = [name for name, tensor in model.state_dict().items() if not tensor.numel()]
     assert len(away) >= 8
     with torch.inference_mode():
-        torch.testing.assert_close(model(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_other_architectures_compute_each_product_once(monkeypatch):
@@ -80,16 +80,16 @@ def test_other_architectures_compute_each_product_once(monkeypatch):
     product = _Layer.__call__
 
     def counted(self, x):
-        found = product(self, x)
-        widths.append(found.shape[-1])
-        return found
+        output = product(self, x)
+        widths.append(output.shape[-1])
+        return output
 
     monkeypatch.setattr(_Layer, "__call__", counted)
     with torch.inference_mode():
-        wanted = model(IDS).logits
+        expected = model(IDS).logits
         with prepacked(model):
-            found = model(IDS).logits
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+            packed = model(IDS).logits
+    torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-5)
     assert sorted(widths) == [16, 16, 32, 32, 32, 64, 64, 100]
 
 
@@ -105,14 +105,14 @@ def mapped(model, tmp_path):
 
 def _resident(name: str) -> int:
     """Return how many kB of mapped files with this in their path are in memory."""
-    found, inside = 0, False
+    total, inside = 0, False
     with open("/proc/self/smaps", encoding="utf-8") as lines:
         for line in lines:
             if line[0] in "0123456789abcdef":
                 inside = name in line
             elif inside and line.startswith("Rss:"):
-                found += int(line.split()[1])
-    return found
+                total += int(line.split()[1])
+    return total
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
@@ -120,11 +120,11 @@ def test_a_checkpoint_is_not_in_memory_twice(mapped, tmp_path):
     """While weights were packed the file that they came from stayed in memory next to them, and the
     embedding was copied out of it: 2.05 instead of 1.5 GB for a model of 135M."""
     with torch.inference_mode():
-        wanted = mapped(IDS).logits
+        expected = mapped(IDS).logits
         assert _resident(tmp_path.name) > 0
         prepack_(mapped)
         assert _resident(tmp_path.name) == 0
-        torch.testing.assert_close(mapped(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mapped(IDS).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")

@@ -85,7 +85,7 @@ def solutions():
 
 
 def test_facts_are_completed_where_the_injector_would_put_their_token():
-    """The ceiling is that of the treatment: the same places, found by other rules."""
+    """The ceiling is that of the treatment: the same matches, found by other rules."""
     count = missed = 0
     for text in solutions():
         for fact in find_facts(text):
@@ -139,7 +139,7 @@ def steered(tokenizer, script, strength):
 
 def naively(model, prompts, constraints, sampling):
     """Decode each prompt alone, reading all of it again for each token."""
-    found = []
+    responses = []
     for index, prompt in enumerate(prompts):
         written = []
         while len(written) < LENGTH:
@@ -155,8 +155,8 @@ def naively(model, prompts, constraints, sampling):
             if token == 0:
                 break
             written.append(token)
-        found.append(written)
-    return found
+        responses.append(written)
+    return responses
 
 
 STANDING = re.compile(r"(?:^|[a-z] |\n|<<)([1-9]) ?[*×] ?([1-9]) ?= ?\$?(-?[0-9.,]*[0-9])")
@@ -289,12 +289,12 @@ def test_forbidden_tokens_are_never_written(tiny_model, temperature):
 
 
 def words_of(demo, folder, script="eval/run_gsm8k.py"):
-    found = [script, "--model-path", demo / "sft_gsm8k_mul_tokens", "--output-dir", demo / folder]
-    found += ["--condition", "mul_tokens"]
+    words = [script, "--model-path", demo / "sft_gsm8k_mul_tokens", "--output-dir", demo / folder]
+    words += ["--condition", "mul_tokens"]
     if "gsm8k" in script:
-        found += ["--config", "eval/configs/demo/gsm8k.yaml"]
-        found += ["--set", f"data.source={demo / 'data' / 'test.jsonl'}"]
-    return found
+        words += ["--config", "eval/configs/demo/gsm8k.yaml"]
+        words += ["--set", f"data.source={demo / 'data' / 'test.jsonl'}"]
+    return words
 
 
 def test_settings_stand_on_the_card_and_part_of_what_a_run_is(demo):
