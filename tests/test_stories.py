@@ -26,6 +26,7 @@ from domain_tokens.injection import find_facts
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs.config import ProbeEvalConfig, ProbeSection, load_config
 from domain_tokens.runs.files import read_json, read_lines, write_json
+from domain_tokens.runs.older_names import say
 from domain_tokens.vocabulary import layout_of
 from tests.conftest import ROOT, call, plant
 from tests.test_endpoints import log_prob
@@ -362,12 +363,13 @@ def test_planted_faults_of_a_stories_folder_are_refused(told, tmp_path, fault):
 
 
 def test_seed_is_called_standard_and_says_so(capsys):
+    say.cache_clear()
     path = ROOT / "eval/configs/arithmetic_probes.yaml"
     config = load_config(ProbeEvalConfig, path, ["evaluation.suite=seed"])
     assert config.evaluation.suite == "standard"
-    assert capsys.readouterr().out == "note: evaluation.suite=seed is called standard now\n"
+    assert capsys.readouterr().err == "note: evaluation.suite=seed is called standard now\n"
     assert load_config(ProbeEvalConfig, path, []).evaluation == config.evaluation
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     assert list(probes(ProbeSection.model_validate(config.evaluation.model_dump())))
     with pytest.raises(UserError, match="suite is 'seeds'"):
         load_config(ProbeEvalConfig, path, ["evaluation.suite=seeds"])

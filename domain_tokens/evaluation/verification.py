@@ -49,6 +49,7 @@ from domain_tokens.runs import (
     EVALUATION_LINES,
     SEAL,
     ProbeSection,
+    as_written_today,
     check_records,
     check_seal,
     file_digest,
@@ -95,7 +96,7 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
             f"{results} was written by a version that bound only accuracies to its items; "
             "nothing else in it could be checked"
         )
-    card, claimed = tree["card"], dict(tree["metrics"])
+    card, claimed = _by_todays_names(tree["card"]), dict(tree["metrics"])
     others = {
         kind: bound_lines(results, tree, kind)
         for kind in LINES[name]
@@ -122,6 +123,10 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
     again |= {"condition": card["condition"], "model_path": claimed["model_path"]}
     _refuse_difference(again, claimed, f"{results}: metrics", "its items say")
     return notices
+
+
+def _by_todays_names(card: dict[str, Any]) -> dict[str, Any]:
+    return {**card, "decode": as_written_today(card["decode"])}
 
 
 def _verify_card(results: Path, tree: dict[str, Any]) -> None:
@@ -252,7 +257,7 @@ def verify_tokens(results: Path, folder: Path) -> str:
     tree = read_sealed(results)
     if "items" not in tree:
         return "not checked: written by a version that kept too little"
-    subject, card = subject_of(folder), tree["card"]
+    subject, card = subject_of(folder), _by_todays_names(tree["card"])
     renderer, start = Renderer(subject.tokenizer), card["decode"].get("forced_start", "")
     items = bound_lines(results, tree, "items")
     constraints = constraints_of(subject, card["decode"])

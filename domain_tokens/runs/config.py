@@ -5,16 +5,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from domain_tokens.errors import UserError
+from domain_tokens.runs.older_names import KEYS, Named, named_today, sections_today
 from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
 from domain_tokens.treatments import Name, TreatedFacts
 
@@ -31,11 +25,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rationale = Literal["full", "equations"]
 TrainedRows = Literal["all", "fact_rows", "all_but_fact_rows"]
-# Values that were called otherwise once: key -> {old: new}.
-RENAMED = {"evaluation.suite": {"seed": "standard"}}
 
 
-class Section(BaseModel):
+class Section(Named):
     """A part of a config: frozen, strictly typed, unknown keys and infinite numbers refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -97,7 +89,7 @@ class TrackingSection(Section):
     after its output folder by default.
     """
 
-    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]] = []
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]] = Field([])
     project: str = "domain-tokens"
     run_name: str | None = None
 
@@ -205,12 +197,6 @@ class ProbeSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     forbid_fact_tokens: bool = False
 
-    @field_validator("suite", mode="before")
-    @classmethod
-    def _by_its_name_of_today(cls, value: Any) -> Any:
-        old = RENAMED["evaluation.suite"]
-        return old.get(value, value) if isinstance(value, str) else value
-
 
 class ProbeEvalConfig(Section):
     """The arithmetic probes."""
@@ -308,9 +294,10 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> 
     tree = read_yaml(text, str(file))
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds {type(tree).__name__}; wanted a mapping of sections")
+    tree = _named_today(kind, tree)
     for override in overrides:
         _apply(tree, override)
-    _announce_old_names(tree)
+        tree = _named_today(kind, tree)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -319,34 +306,30 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> 
 
 def as_written_today(decode: dict[str, Any]) -> dict[str, Any]:
     """Return a card's decode settings by today's names, with what it lacks as it meant then."""
-    names = {key.rpartition(".")[2]: old for key, old in RENAMED.items()}
-    written = {
-        key: names[key].get(value, value) if key in names and isinstance(value, str) else value
-        for key, value in decode.items()
-    }
-    return {"calculator": None, "forbid_fact_tokens": False, **written}
+    return {"calculator": None, "forbid_fact_tokens": False, **named_today(decode)}
 
 
 def with_later_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage's config of a card with what it lacks at its default, as it meant then."""
+    """Return a stage's config of a card by today's names, with what it lacks at its default."""
     parts: dict[str, type[Section]] = {"training": TrainingSection, "data": DataSection}
-    filled = dict(config)
+    filled = sections_today(config)
     for name, section in parts.items():
-        if isinstance(config.get(name), dict):
+        if isinstance(filled.get(name), dict):
             defaults = {
                 k: f.default for k, f in section.model_fields.items() if not f.is_required()
             }
-            filled[name] = {**defaults, **config[name]}
+            filled[name] = {**defaults, **filled[name]}
     return filled
 
 
-def _announce_old_names(tree: dict[str, Any]) -> None:
-    for key, old in RENAMED.items():
-        section, _, name = key.partition(".")
-        part = tree.get(section)
-        value = part.get(name) if isinstance(part, dict) else None
-        if isinstance(value, str) and value in old:
-            print(f"note: {key}={value} is called {old[value]} now", flush=True)
+def _named_today(kind: type[Section], tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what a person wrote with the names of today, and say which were older ones."""
+    found = dict(tree)
+    for name, field in kind.model_fields.items():
+        section, part = field.annotation, tree.get(name)
+        if isinstance(section, type) and issubclass(section, Section) and isinstance(part, dict):
+            found[name] = named_today(part, section.model_fields, announce=name)
+    return found
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -360,6 +343,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {part} is a value, not a section")
+    node.pop(KEYS.get(last), None)  # what the file says under today's name
     node[last] = value
 
 
