@@ -98,7 +98,7 @@ class Renderer:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         treatment: Treatment | None = None,
-        injection_mode: Mode = "weak",
+        injection_mode: Mode = "products",
         loss_on: Literal["assistant", "all"] = "assistant",
     ):
         if tokenizer.eos_token_id is None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from domain_tokens.errors import UserError
+from domain_tokens.injection import Mode
 from domain_tokens.runs.older_names import KEYS, Named, named_today, sections_today
 from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
 from domain_tokens.treatments import Name, TreatedFacts
@@ -63,6 +64,7 @@ class TrainingSection(Section):
 class DataSection(Section):
     """Where examples come from: a hub id, or a local file or folder.
 
+    injection_mode: whether bare products are facts, too, or only equations, which have a result.
     treatment, treated_facts: what condition mul_tokens makes of which facts (treatments.py); null:
     as the parent's run card says, and fact_token for all facts where it says nothing.
     rationale: what is kept of a solution; equations are GSM8K's calculator annotations alone.
@@ -74,7 +76,7 @@ class DataSection(Section):
     validation_split: str | None = None
     holdout: Count | None = None
     subset_seed: Seed = 42
-    injection_mode: Literal["weak", "strict"] = "weak"
+    injection_mode: Mode = "products"
     treatment: Name | None = None
     treated_facts: TreatedFacts | None = None
     decontaminate_against: str | None = None

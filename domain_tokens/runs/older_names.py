@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator
 
+from domain_tokens.injection import OLDER_MODES
 from domain_tokens.runs.distributed import is_main_process
 
 # Older name of a key -> today's, wherever a model has today's and not the older one.
 KEYS: dict[str, str] = {}
 # Key -> what its values were called once -> today.
-VALUES = {"suite": {"seed": "standard"}}
+VALUES = {"suite": {"seed": "standard"}, "injection_mode": OLDER_MODES}
 
 
 class Named(BaseModel):
