@@ -135,7 +135,7 @@ SMALL = [  # every stage, in seconds
     *("--set", "tulu.training.max_train_samples=40", "--set", "tulu.training.max_val_samples=4"),
     *("--set", "gsm8k.training.max_train_samples=40", "--set", "gsm8k.training.max_val_samples=4"),
     *("--set", "tulu.training.max_length=256", "--set", "gsm8k.training.max_length=256"),
-    *("--set", "eval_gsm8k.evaluation.rationales=1"),
+    *("--set", "eval_gsm8k.evaluation.num_rationales=1"),
     *("--set", "eval_gsm8k.evaluation.max_new_tokens=8", "--max-samples", "4"),
     *("--set", "probes.evaluation.multidigit=1", "--set", "probes.evaluation.additions=1"),
 ]

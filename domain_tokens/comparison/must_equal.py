@@ -22,7 +22,7 @@ PATHS = (
 )
 CALCULATOR = "decode.calculator"
 # Of sampled rationales, which say nothing of greedy answers.
-SAMPLED = ("decode.rationales", "decode.rationale_seed", "decode.sampler")
+SAMPLED = ("decode.num_rationales", "decode.rationale_seed", "decode.sampler")
 SETTING_PARTS = ("code", "environment")
 # What a config asked for; `arms.arm_of` says that each run was treated as its arm is called.
 CONFIG_TREATMENT = ("data.treatment", "data.treated_facts")

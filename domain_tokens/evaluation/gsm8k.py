@@ -53,7 +53,7 @@ def answer_endpoints(
     GSM8K, a fiftieth of a checkpoint): sampling is not repeatable on other hardware, while G1 after
     given rationales is.
     """
-    count = settings.rationales
+    count = settings.num_rationales
     if count == 0:
         return [{} for _ in questions], []
     drawn = answer_questions(

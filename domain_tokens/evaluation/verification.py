@@ -100,7 +100,7 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
     others = {
         kind: bound_lines(results, tree, kind)
         for kind in LINES[name]
-        if kind == "scores" or (kind == "rationales" and card["decode"]["rationales"])
+        if kind == "scores" or (kind == "rationales" and card["decode"]["num_rationales"])
     }
     bound_lines(results, tree, "items")
     notices = [
@@ -164,7 +164,7 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
         where = f"{path}: {item['id']}"
         if name == "gsm8k" and "g1_log_probs" in item:
             counts = len(item["g1_log_probs"]), len(item["g2_log_probs"])
-            if counts != (card["decode"]["rationales"], DISTRACTORS + 1):
+            if counts != (card["decode"]["num_rationales"], DISTRACTORS + 1):
                 raise UserError(f"{where} has {counts} log-probabilities of g1 and g2")
         # Other rules of reading give other verdicts: then the lineage check says so.
         if same:
@@ -231,8 +231,8 @@ def _verify_rationales(
         if hash_json(line["token_ids"]) != item["rationales_sha256"]:
             raise UserError(f"{path}: the rationales of {item['id']} are not those of its item")
         stops, counts = line["stop_reasons"], [len(ids) for ids in line["token_ids"]]
-        if {len(stops), len(counts)} != {decode["rationales"]}:
-            raise UserError(f"{path}: {line['id']} has not {decode['rationales']} rationales")
+        if {len(stops), len(counts)} != {decode["num_rationales"]}:
+            raise UserError(f"{path}: {line['id']} has not {decode['num_rationales']} rationales")
         for stop, count in zip(stops, counts, strict=True):
             known = stop in ("eos", "length", "context")
             if not known or (stop == "length") != (count == longest) or count > longest:

@@ -158,7 +158,7 @@ class PretrainingConfig(Section):
 class GSM8KSection(Section):
     """How the GSM8K test questions are put and answered.
 
-    rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
+    num_rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
     rationale_seed: of these samples; None means the training seed of the checkpoint.
     frequent_answers: the training answers in order of frequency; the first is a constant-answer
     floor, the first 16 that are not the gold answer are the distractors of G2.
@@ -168,7 +168,7 @@ class GSM8KSection(Section):
 
     batch_size: Width
     max_new_tokens: Width
-    rationales: int = Field(16, ge=0, le=10_000)
+    num_rationales: int = Field(16, ge=0, le=10_000)
     rationale_seed: Seed | None = None
     frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
