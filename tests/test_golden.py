@@ -144,7 +144,7 @@ def test_endpoints_are_the_same_to_a_thousandth_of_a_nat(tiny_model, tokenizer, 
     model = model_of(family, tiny_model).eval()
     subject = LoadedCheckpoint(Path("nowhere"), model, tokenizer, layout_of(tokenizer))
     renderer = Renderer(tokenizer)
-    table = table_metrics(table_scores(subject, forced_start=" The answer is"))
+    table = table_metrics(table_scores(subject, response_prefix=" The answer is"))
     prompts = [renderer.prompt([("user", question)]) for question in QUESTIONS]
     seeds = tuple(sample_seed(42, str(i)) for i in range(len(prompts) * 4))
     drawn = generate(

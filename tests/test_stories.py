@@ -33,7 +33,7 @@ from tests.test_endpoints import log_prob
 from tests.test_every_leaf import bind
 
 SETTINGS = ProbeSection(
-    batch_size=128, max_new_tokens=16, forced_start=" The answer is", suite="stories"
+    batch_size=128, max_new_tokens=16, response_prefix=" The answer is", suite="stories"
 )
 OPERATORS = re.compile(
     r"[-+*×·÷/=<>]|\b(times|plus|minus|multipl\w*|product|divided|sum|total|altogether|add\w*|double|"
@@ -163,7 +163,7 @@ def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenize
     """Against plain forward passes, as A1."""
     subject = LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer))
     stories = (STORIES[3], STORIES[7])
-    lines = table_scores(subject, forced_start=" The answer is", templates=stories)
+    lines = table_scores(subject, response_prefix=" The answer is", templates=stories)
     assert [(x["a"], x["b"], x["template"]) for x in lines[:3]] == [
         (1, 1, stories[0]),
         (1, 1, stories[1]),
@@ -177,7 +177,7 @@ def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenize
         "A kitten drinks 1 spoon of milk. How many spoons of milk are needed for 6 kittens?",
         "To knit a scarf takes 1 ball of wool. How many balls of wool are needed for 6 scarves?",
     ):
-        prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
+        prompt = renderer.prompt([("user", question)], response_prefix=" The answer is")
         scores = [
             log_prob(subject.model, prompt, [*renderer.encode(f" {c}"), renderer.eos])
             for c in products

@@ -258,12 +258,12 @@ def verify_tokens(results: Path, folder: Path) -> str:
     if "items" not in tree:
         return "not checked: written by a version that kept too little"
     subject, card = subject_of(folder), _by_todays_names(tree["card"])
-    renderer, start = Renderer(subject.tokenizer), card["decode"].get("forced_start", "")
+    renderer, start = Renderer(subject.tokenizer), card["decode"].get("response_prefix", "")
     items = bound_lines(results, tree, "items")
     constraints = constraints_of(subject, card["decode"])
     for item in items:
         _verify_constraints(results, constraints, item["id"], item["token_ids"])
-        prompt = renderer.prompt([("user", item["prompt"])], forced_start=start)
+        prompt = renderer.prompt([("user", item["prompt"])], response_prefix=start)
         question = Question(item["id"], item["category"], item["prompt"], prompt, item["gold"])
         response = Response(item["token_ids"], item["stop_reason"])
         again = item_of(subject, question, response, right=())

@@ -191,7 +191,7 @@ class ProbeSection(Section):
 
     batch_size: Width
     max_new_tokens: Width
-    forced_start: str
+    response_prefix: str
     suite: Literal["standard", "full", "stories"] = "standard"
     seed: Seed = 42
     multidigit: int = Field(100, ge=1, le=1_000_000)
