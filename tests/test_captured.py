@@ -77,7 +77,7 @@ def test_filling_behind_the_last_position_is_harmless(model, capture):
     wanted = run()
     capture()
     assert run() == wanted
-    assert [r.stop for r in wanted] == ["context", "length"]
+    assert [r.stop_reason for r in wanted] == ["context", "length"]
 
 
 def test_graphs_are_kept_with_the_model_and_no_longer(model, capture):

@@ -135,7 +135,7 @@ def test_responses_are_the_same_token_for_token(tiny_model, tokenizer, family, g
         responses = generate(
             model, prompts, eos_id=renderer.eos, max_new_tokens=24, batch_size=3, sampling=sampling
         )
-        shown[name] = [[*r.token_ids, r.stop] for r in responses]
+        shown[name] = [[*r.token_ids, r.stop_reason] for r in responses]
     golden(f"responses_{family}.json", shown)
 
 

@@ -226,7 +226,7 @@ def _flips(pairs: Pairs) -> Iterator[dict[str, Any]]:
                             arm: {
                                 "segments": response_segments(answer),
                                 "correct": answer["correct"],
-                                "stop": answer.get("stop_reason", ""),
+                                "stop_reason": answer.get("stop_reason", ""),
                             }
                             for arm, answer in zip(ARMS, (item, other[key]), strict=True)
                         },

@@ -75,7 +75,7 @@ def answer_endpoints(
         {
             "id": question.id,
             "token_ids": [response.token_ids for response in group],
-            "stop_reasons": [response.stop for response in group],
+            "stop_reasons": [response.stop_reason for response in group],
         }
         for question, group in zip(questions, groups, strict=True)
     ]

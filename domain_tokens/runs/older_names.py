@@ -15,7 +15,11 @@ from domain_tokens.injection import OLDER_MODES
 from domain_tokens.runs.distributed import is_main_process
 
 # Older name of a key -> today's, wherever a model has today's and not the older one.
-KEYS = {"rationales": "num_rationales", "forced_start": "response_prefix"}
+KEYS = {
+    "rationales": "num_rationales",
+    "forced_start": "response_prefix",
+    "stop": "stop_reason",
+}
 # Key -> what its values were called once -> today.
 VALUES = {"suite": {"seed": "standard"}, "injection_mode": OLDER_MODES}
 
