@@ -120,7 +120,7 @@ def _dose(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
             results = next((run["results"] for run in runs if run), None)
             if results:
                 keys = ("tokens", "supervised_tokens", "injected_examples", "injected_tokens")
-                numbers = {key: results[key] for key in (*keys, "injection_rate")}
+                numbers = {key: results[key] for key in (*keys, "injected_example_share")}
                 examples = results["total_train_samples"]
                 yield {"stage": STAGE_NAMES[stage], "arm": arm, "examples": examples, **numbers}
 

@@ -19,6 +19,7 @@ KEYS = {
     "rationales": "num_rationales",
     "forced_start": "response_prefix",
     "stop": "stop_reason",
+    "injection_rate": "injected_example_share",  # results are written with both
 }
 # Key -> what its values were called once -> today.
 VALUES = {"suite": {"seed": "standard"}, "injection_mode": OLDER_MODES}
