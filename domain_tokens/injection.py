@@ -11,14 +11,15 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from domain_tokens.code_spans import call_spans, code_spans, merged_spans
 from domain_tokens.vocabulary import FACTS, fact_token
 
 INJECTOR_VERSION = "2"
 
-Mode = Literal["weak", "strict"]
+Mode = Literal["products", "equations"]
+OLDER_MODES = {"weak": "products", "strict": "equations"}  # what they were called once
 
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _SPACES = rf"[^\S{_LINE_ENDS}]*+"  # possessive: a run of spaces is never read twice
@@ -135,16 +136,17 @@ class Fact:
         return fact_token(self.a, self.b)
 
 
-def find_facts(text: str, *, mode: Mode = "weak") -> list[Fact]:
+def find_facts(text: str, *, mode: Mode = "products") -> list[Fact]:
     """Find the matches that a token may replace without changing any surrounding value.
 
-    They do not overlap and come in order of position. `weak` takes bare products too, `strict`
-    only those with a right `=c`. Takes linear time. Raises ValueError for another mode.
+    They do not overlap and come in order of position. `products` takes bare ones too, `equations`
+    only those with a right `=c`; their older names, `weak` and `strict`, mean the same. Takes
+    linear time. Raises ValueError for another mode.
     """
     return [fact for _, fact in _candidates(text, mode) if isinstance(fact, Fact)]
 
 
-def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]:
+def near_misses(text: str, *, mode: Mode = "products") -> list[tuple[int, int, str]]:
     """Return what looks like a fact and is left alone: characters start to end, and the reason.
 
     Raises ValueError for an unknown mode.
@@ -158,9 +160,10 @@ def near_misses(text: str, *, mode: Mode = "weak") -> list[tuple[int, int, str]]
 
 def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | str]]:
     """Yield every a*b of single digits with the fact it is, or the reason why it is none."""
-    if mode not in ("weak", "strict"):
+    mode = cast(Mode, OLDER_MODES.get(mode, mode))
+    if mode not in get_args(Mode):
         raise ValueError(
-            f"unknown injection mode: got {mode!r}, wanted 'weak' or 'strict'; fix the call"
+            f"unknown injection mode: got {mode!r}, wanted 'products' or 'equations'; fix the call"
         )
     code = merged_spans([*code_spans(text), *call_spans(text)])
     position = nearest = 0
@@ -177,7 +180,7 @@ def _candidates(text: str, mode: Mode) -> Iterator[tuple[re.Match[str], Fact | s
         yield match, judged
 
 
-def inject(text: str, *, mode: Mode = "weak") -> str:
+def inject(text: str, *, mode: Mode = "products") -> str:
     """Return the text with a token for every match that find_facts gives.
 
     Raises ValueError for an unknown mode.
@@ -222,7 +225,7 @@ def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | str:
         return "first operand is part of something longer" if part else "bound by its left side"
     a, b = sorted((int(match["first"]), int(match["second"])))
     spaced = bool(match["before"] and match["after"])
-    bare_allowed = mode == "weak" and (match["operator"] not in "xX" or spaced)
+    bare_allowed = mode == "products" and (match["operator"] not in "xX" or spaced)
     start, end = match.span()
     equals = _EQUALS.match(text, end)
     if equals:
@@ -243,7 +246,8 @@ def _judge(text: str, match: re.Match[str], mode: Mode) -> Fact | str:
         return "a size or a name, as in 3 x 3 grid"
     if bare_allowed:
         return Fact(start, end, a, b, a * b, "expression")
-    return "no result, and strict mode" if mode == "strict" else "letter x without a result"
+    wants_result = mode == "equations"
+    return "no result, and only equations count" if wants_result else "letter x without a result"
 
 
 def _product_ends(text: str, end: int) -> bool:

@@ -15,7 +15,11 @@ MERGE_WORDS = 1_000_000  # read for the choice, which bounds its memory at about
 
 
 def choose_merges(
-    texts: Iterable[str], facts: Iterable[str], *, length: Callable[[str], int], mode: Mode = "weak"
+    texts: Iterable[str],
+    facts: Iterable[str],
+    *,
+    length: Callable[[str], int],
+    mode: Mode = "products",
 ) -> tuple[tuple[str, str], ...]:
     """Return a row and a word sequence for each fact that occurs: as frequent, as many tokens.
 

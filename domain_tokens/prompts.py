@@ -98,7 +98,7 @@ class Renderer:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         treatment: Treatment | None = None,
-        injection_mode: Mode = "weak",
+        injection_mode: Mode = "products",
         loss_on: Literal["assistant", "all"] = "assistant",
     ):
         if tokenizer.eos_token_id is None:
@@ -122,8 +122,8 @@ class Renderer:
         renderer._responses = replace(self._responses, masks=False)
         return renderer
 
-    def prompt(self, messages: Sequence[Message], *, forced_start: str = "") -> list[int]:
-        """Return the ids that end at `Assistant:`, followed by forced_start where one is given.
+    def prompt(self, messages: Sequence[Message], *, response_prefix: str = "") -> list[int]:
+        """Return the ids that end at `Assistant:`, followed by response_prefix where one is given.
 
         messages: an optional system turn, then user and assistant turns, ending with a user turn.
         """
@@ -133,7 +133,7 @@ class Renderer:
             ids += self.encode(_user_text(system if index == 0 else "", user, index))
             if index < len(exchanges) - 1:
                 ids += [*self.encode(f" {assistant}"), self.eos]
-        return ids + (self.encode(forced_start) if forced_start else [])
+        return ids + (self.encode(response_prefix) if response_prefix else [])
 
     def next_prompt(self, ids: Sequence[int], user: str) -> list[int]:
         """Return the prompt of a further user turn; ids: all before it, without the last EOS."""

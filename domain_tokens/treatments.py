@@ -240,7 +240,7 @@ def draw_half(occurrences: Mapping[str, int], seed: int) -> tuple[frozenset[str]
     return frozenset(halves[0]), frozenset(halves[1])
 
 
-def count_occurrences(texts: Iterable[str], *, mode: Mode = "weak") -> dict[str, int]:
+def count_occurrences(texts: Iterable[str], *, mode: Mode = "products") -> dict[str, int]:
     """Return how often each of the 45 facts is found in texts."""
     counts = Counter(match.token for text in texts for match in find_facts(text, mode=mode))
     return {fact: counts[fact] for fact in FACTS}

@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     if not output.open(resume=run.resume, overwrite=run.overwrite):
         print(f"{output.results} is already finished{output.note}")
         return 0
-    questions = evaluation.probe_questions(subject, chosen, forced_start=settings.forced_start)
+    questions = evaluation.probe_questions(
+        subject, chosen, response_prefix=settings.response_prefix
+    )
     evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens)
     evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         items.append({**line, **evaluation.probe_verdicts(line["gold"], line["response"])})
     wordings = evaluation.STORIES if stories else evaluation.TEMPLATES
     scores = evaluation.table_scores(
-        subject, forced_start=settings.forced_start, templates=wordings
+        subject, response_prefix=settings.response_prefix, templates=wordings
     )
     metrics = evaluation.story_metrics if stories else evaluation.arithmetic_metrics
     shown: dict[str, Any] = {

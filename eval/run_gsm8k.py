@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluation.refuse_other_data_treatment(subject, config.data)
     seed = evaluation.resolved_rationale_seed(settings, subject)
     decode = {**settings.model_dump(), "rationale_seed": seed, "greedy": True}
-    if settings.rationales:
+    if settings.num_rationales:
         decode["sampler"] = inference.SAMPLER_VERSION
     card = evaluation.evaluation_card(
         run, subject, stage="gsm8k", decode=decode, data=data, reading=reading
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{output.results} is already finished{output.note}")
         return 0
     questions = evaluation.gsm8k_questions(subject, loaded.items)
-    scored = {*golds, *settings.frequent_answers} if settings.rationales else ()
+    scored = {*golds, *settings.frequent_answers} if settings.num_rationales else ()
     evaluation.refuse_long_questions(subject, questions, settings.max_new_tokens, answers=scored)
     evaluation.refuse_broken_weights(subject, questions)
     start = time.perf_counter()

@@ -81,7 +81,7 @@ def note(sample: dict[str, Any], count: int) -> str:
     """Return the line under a response."""
     number = f"sample {sample['sample']}: " if count > 1 else ""
     tokens, facts = len(sample["token_ids"]), sample["fact_tokens"]
-    return f"[{number}{tokens} tokens, {facts} fact tokens, stop: {sample['stop']}]"
+    return f"[{number}{tokens} tokens, {facts} fact tokens, stop: {sample['stop_reason']}]"
 
 
 def show(

@@ -5,15 +5,15 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm import tqdm
 
 from domain_tokens import checkpoints
 from domain_tokens.data import Conversation, load_conversations, load_problems, problem_messages
-from domain_tokens.injection import find_facts, near_misses
+from domain_tokens.injection import OLDER_MODES, Mode, find_facts, near_misses
 from domain_tokens.merges import choose_merges
-from domain_tokens.runs import COUNT, Parser, run_script, write_json
+from domain_tokens.runs import COUNT, Parser, named_today, run_script, write_json
 from domain_tokens.treatments import NAMES, Name, Treatment
 from domain_tokens.vocabulary import FACTS, extend_tokenizer, gpt2_tokenizer
 
@@ -35,7 +35,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--source", required=True, metavar="FILE|DIR|HUB_ID")
     parser.add_argument("--kind", required=True, choices=("conversations", "problems"))
     parser.add_argument("--split", default="train")
-    parser.add_argument("--mode", default="weak", choices=("weak", "strict"))
+    parser.add_argument(
+        "--mode",
+        default="products",
+        choices=(*get_args(Mode), *OLDER_MODES),
+        metavar="{products,equations}",
+        help="whether bare products are facts, too, or only what has a result",
+    )
     parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N rows, by hash")
     parser.add_argument(
         "--treatment",
@@ -47,7 +53,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="default: GPT-2's")
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.mode = named_today({"injection_mode": args.mode}, announce="data")["injection_mode"]
+    return args
 
 
 def load(args: argparse.Namespace) -> list[Conversation]:

@@ -178,7 +178,7 @@ def test_every_number_has_bounds_on_both_sides(kind, name):
 
 def test_the_walk_over_configs_finds_the_numbers():
     names = {param.id for param in NUMBERS}
-    assert {"TrainingSection.seed", "GSM8KSection.rationales", "AnalysisPlan.margins"} <= names
+    assert {"TrainingSection.seed", "GSM8KSection.num_rationales", "AnalysisPlan.margins"} <= names
     assert {"DataSection.holdout", "TrainingSection.max_train_samples"} <= names
     assert len(names) > 35
     with pytest.raises(AssertionError):

@@ -77,7 +77,7 @@ def test_filling_after_the_last_position_is_harmless(model, capture):
     expected = run()
     capture()
     assert run() == expected
-    assert [r.stop for r in expected] == ["context", "length"]
+    assert [r.stop_reason for r in expected] == ["context", "length"]
 
 
 def test_graphs_are_kept_with_the_model_and_no_longer(model, capture):

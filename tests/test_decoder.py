@@ -44,7 +44,7 @@ def test_batched_greedy_equals_generate_one_by_one(which, request):
         )[0, len(prompt) :].tolist()
         ended = theirs[-1] == 50256
         assert response.token_ids == (theirs[:-1] if ended else theirs)
-        assert response.stop == ("eos" if ended else "length")
+        assert response.stop_reason == ("eos" if ended else "length")
 
 
 def test_right_drafts_save_steps_and_change_nothing(model, monkeypatch):
@@ -158,7 +158,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(sampling, expected):
 def test_a_full_context_is_named_as_the_reason(model):
     long = [list(range(100, 350))]
     response = generate(model, long, eos_id=-1, max_new_tokens=50, batch_size=1)[0]
-    assert (len(response.token_ids), response.stop) == (6, "context")
+    assert (len(response.token_ids), response.stop_reason) == (6, "context")
 
 
 def test_a_prompt_that_does_not_fit_is_refused(model):

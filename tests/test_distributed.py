@@ -56,7 +56,8 @@ def test_two_processes_evaluate_as_one(demo):
     words = ["eval/run_gsm8k.py", "--model-path", demo / "sft_gsm8k_mul_tokens"]
     words += ["--condition", "mul_tokens", "--config", "eval/configs/demo/gsm8k.yaml"]
     words += ["--set", f"data.source={demo / 'data' / 'test.jsonl'}"]
-    words += ["--set", "evaluation.rationales=2", "--max-new-tokens", "24", "--max-samples", "15"]
+    words += ["--set", "evaluation.num_rationales=2"]
+    words += ["--max-new-tokens", "24", "--max-samples", "15"]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
     for start, folder in (([], "one"), (launcher, "two")):
         done = run_alone([*start, *words, "--output-dir", demo / folder])

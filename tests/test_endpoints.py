@@ -38,14 +38,14 @@ def log_prob(model, prompt, continuation):
 
 
 def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
-    lines = table_scores(subject, forced_start=" The answer is")
+    lines = table_scores(subject, response_prefix=" The answer is")
     metrics = table_metrics(lines)
     renderer = Renderer(subject.tokenizer)
     products = sorted({a * b for a, b in TABLE})
     values = []
     for template in TEMPLATES:
         question = template.format(a=6, b=9)
-        prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
+        prompt = renderer.prompt([("user", question)], response_prefix=" The answer is")
         scores = [
             log_prob(subject.model, prompt, [*renderer.encode(f" {c}"), renderer.eos])
             for c in products
@@ -60,17 +60,17 @@ def test_both_routes_are_the_sum_over_digits_and_fact_tokens(subject):
     """Every route by a full softmax at each of its tokens, one plain forward pass for each."""
     renderer = Renderer(subject.tokenizer)
     question = TEMPLATES[1].format(a=3, b=4)
-    ids = renderer.prompt([("user", question)], forced_start=" The answer is")
+    ids = renderer.prompt([("user", question)], response_prefix=" The answer is")
     with torch.no_grad():  # a space, and then any fact token, are likely: the second route matters
         rows = subject.model.transformer.wte.weight
         for chosen in ([220], [*subject.layout.fact_ids]):
             hidden = subject.model.transformer(torch.tensor([ids])).last_hidden_state[0, -1]
             rows[chosen] = 12 * hidden / hidden.norm() ** 2 + 0.1 * rows[chosen]
             ids.append(220)
-    lines = table_scores(subject, forced_start=" The answer is")
+    lines = table_scores(subject, response_prefix=" The answer is")
     for a, b in ((3, 4), (6, 9)):
         question = TEMPLATES[1].format(a=a, b=b)
-        prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
+        prompt = renderer.prompt([("user", question)], response_prefix=" The answer is")
         shares = dict.fromkeys({x * y for x, y in TABLE}, 0.0)
         for product in shares:
             ids = [*renderer.encode(f" {product}"), renderer.eos]
@@ -96,13 +96,13 @@ def test_the_routes_are_what_training_writes(subject):
     renderer = Renderer(subject.tokenizer, treatment=FACT_TOKENS)
     messages = [("user", "What is 6 times 9?"), ("assistant", "The answer is 6*9=54")]
     rendered = renderer.example("x", messages, max_length=64).input_ids.tolist()
-    prompt = renderer.prompt(messages[:1], forced_start=" The answer is")
+    prompt = renderer.prompt(messages[:1], response_prefix=" The answer is")
     fact = subject.layout.first_fact_id + 38
     assert rendered == [*prompt, *renderer.encode(" "), fact, renderer.eos]
 
 
 def test_scores_of_an_older_version_have_one_route(subject):
-    lines = table_scores(subject, forced_start=" The answer is")
+    lines = table_scores(subject, response_prefix=" The answer is")
     older = [{k: v for k, v in line.items() if not k.startswith("both_")} for line in lines]
     assert table_metrics(older).keys() == {"a1", "a1_grid", "fact_mass"}
 

@@ -135,7 +135,7 @@ def test_responses_are_the_same_token_for_token(tiny_model, tokenizer, family, g
         responses = generate(
             model, prompts, eos_id=renderer.eos, max_new_tokens=24, batch_size=3, sampling=sampling
         )
-        shown[name] = [[*r.token_ids, r.stop] for r in responses]
+        shown[name] = [[*r.token_ids, r.stop_reason] for r in responses]
     golden(f"responses_{family}.json", shown)
 
 
@@ -144,7 +144,7 @@ def test_endpoints_are_the_same_to_a_thousandth_of_a_nat(tiny_model, tokenizer, 
     model = model_of(family, tiny_model).eval()
     subject = LoadedCheckpoint(Path("nowhere"), model, tokenizer, layout_of(tokenizer))
     renderer = Renderer(tokenizer)
-    table = table_metrics(table_scores(subject, forced_start=" The answer is"))
+    table = table_metrics(table_scores(subject, response_prefix=" The answer is"))
     prompts = [renderer.prompt([("user", question)]) for question in QUESTIONS]
     seeds = tuple(sample_seed(42, str(i)) for i in range(len(prompts) * 4))
     drawn = generate(

@@ -11,13 +11,13 @@ from hypothesis import assume, find, given, settings
 from hypothesis import strategies as st
 
 from domain_tokens.answers import extract_strict
-from domain_tokens.injection import Fact, expand, find_facts, inject, near_misses
+from domain_tokens.injection import OLDER_MODES, Fact, expand, find_facts, inject, near_misses
 from domain_tokens.vocabulary import FACT_PAIRS, FACTS
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 
 UNCHANGED = None
-TABLE = [  # (text, weak, strict); UNCHANGED where nothing may be replaced
+TABLE = [  # (text, products, equations); UNCHANGED where nothing may be replaced
     # a bare product, with every operator
     ("6*9", "<MUL_6_9_54>", UNCHANGED),
     ("9*6", "<MUL_6_9_54>", UNCHANGED),
@@ -218,10 +218,12 @@ TABLE += [
 ]
 
 
-@pytest.mark.parametrize(("text", "weak", "strict"), TABLE)
-def test_matches_and_near_misses(text, weak, strict):
-    assert inject(text) == (text if weak is None else weak)
-    assert inject(text, mode="strict") == (text if strict is None else strict)
+@pytest.mark.parametrize(("text", "products", "equations"), TABLE)
+def test_matches_and_near_misses(text, products, equations):
+    assert inject(text) == (text if products is None else products)
+    assert inject(text, mode="equations") == (text if equations is None else equations)
+    for older, mode in OLDER_MODES.items():
+        assert inject(text, mode=older) == inject(text, mode=mode)  # ty: ignore
     assert inject(inject(text)) == inject(text)
 
 
@@ -231,7 +233,7 @@ def test_fact_holds_canonical_operands_and_token():
 
 
 def test_unknown_mode_is_an_error():
-    with pytest.raises(ValueError, match=r"'medium'.*'weak' or 'strict'"):
+    with pytest.raises(ValueError, match=r"'medium'.*'products' or 'equations'"):
         find_facts("6*9", mode="medium")  # ty: ignore[invalid-argument-type]
 
 
@@ -353,8 +355,8 @@ def test_text_properties_are_not_vacuous():
 @given(TEXT)
 def test_spans_are_ordered_true_and_touch_nothing_else(text):
     facts = find_facts(text)
-    strict = find_facts(text, mode="strict")
-    assert all(fact.form == "equation" for fact in strict)
+    equations = find_facts(text, mode="equations")
+    assert all(fact.form == "equation" for fact in equations)
     position, rebuilt = 0, ""
     for fact in facts:
         assert position <= fact.start < fact.end <= len(text)
@@ -369,7 +371,7 @@ def test_spans_are_ordered_true_and_touch_nothing_else(text):
 @settings(max_examples=1500, deadline=None)
 @given(TEXT)
 def test_injecting_twice_changes_nothing(text):
-    for mode in ("weak", "strict"):
+    for mode in ("products", "equations"):
         once = inject(text, mode=mode)
         assert inject(once, mode=mode) == once
 

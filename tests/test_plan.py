@@ -153,7 +153,7 @@ def test_the_laptop_trains_one_stage_and_evaluates_it_at_once():
     greedy, ceiling = words_of(plan, "baseline_seed_3", "eval/run_gsm8k.py")
     assert "--set data.source=rows --max-samples 500" in greedy
     assert "--output-dir outputs/laptop/eval_baseline_calculator_seed_3 " in ceiling
-    assert ceiling.endswith("--calculator facts --set evaluation.rationales=0")
+    assert ceiling.endswith("--calculator facts --set evaluation.num_rationales=0")
     two, arms = plan.comparisons()
     assert not any("calculator" in str(file) for file in two.inputs)
     assert sum(file.name == "stories_results.json" for file in two.inputs + arms.inputs) == 40
@@ -163,14 +163,14 @@ def test_the_laptop_trains_one_stage_and_evaluates_it_at_once():
 
 
 def test_what_the_user_sets_reaches_the_stages_that_it_names():
-    sets = ("gsm8k.training.num_epochs=3", "eval_gsm8k.evaluation.rationales=16")
+    sets = ("gsm8k.training.num_epochs=3", "eval_gsm8k.evaluation.num_rationales=16")
     options = Options(base="a", max_samples=0, overrides=sets, treatments=(), design="two-arms")
     plan = Experiment("laptop", "outputs", [7], options=options)
     assert [arm.name for arm in plan.arms] == ["baseline", "fact_token"]
     for stage in plan.stages():
         text = str(stage)
         assert ("--set training.num_epochs=3" in text) == (stage.kind == "gsm8k")
-        assert ("rationales=16" in text) == (stage.kind in ("eval_gsm8k", "calculator"))
+        assert ("num_rationales=16" in text) == (stage.kind in ("eval_gsm8k", "calculator"))
         assert "--max-samples" not in text
         assert "data.source" not in text  # the hub, as the YAML says
 

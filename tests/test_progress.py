@@ -158,7 +158,7 @@ def test_the_probe_knows_what_the_user_set(laptop):
     rows = 7473 * 3 - 2500
     more = seconds_of(longer, "gsm8k") - seconds_of(plain, "gsm8k")
     assert more == pytest.approx(rows * settings.WORK["gsm8k"] / RATE)
-    cheap = laptop("eval_gsm8k.evaluation.rationales=2")
+    cheap = laptop("eval_gsm8k.evaluation.num_rationales=2")
     less = seconds_of(plain, "eval_gsm8k") - seconds_of(cheap, "eval_gsm8k")
     assert less == pytest.approx(500 * 6 * settings.WORK["answer"] / RATE)
 

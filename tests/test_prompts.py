@@ -346,9 +346,9 @@ def test_a_trailing_user_turn_is_cut(plain):
     assert np.array_equal(whole.input_ids, longer.input_ids)
 
 
-def test_a_prompt_ends_without_a_space_and_takes_a_forced_start(tokenizer, plain):
+def test_a_prompt_ends_without_a_space_and_takes_a_response_prefix(tokenizer, plain):
     assert tokenizer.decode(plain.prompt([("user", "Hi")])) == "User: Hi\nAssistant:"
-    forced = plain.prompt([("user", "Hi")], forced_start=" The answer is")
+    forced = plain.prompt([("user", "Hi")], response_prefix=" The answer is")
     assert tokenizer.decode(forced) == "User: Hi\nAssistant: The answer is"
 
 

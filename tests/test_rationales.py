@@ -370,7 +370,7 @@ def test_svamp_goes_through_the_ordinary_evaluation(demo):
     model, folder = demo / "sft_gsm8k_mul_tokens", demo / "svamp"
     words = ["--model-path", model, "--output-dir", folder, "--condition", "mul_tokens"]
     words += ["--config", "eval/configs/svamp.yaml", "--set", f"data.source={demo / 'SVAMP.json'}"]
-    words += ["--max-new-tokens", 6, "--set", "evaluation.rationales=2"]
+    words += ["--max-new-tokens", 6, "--set", "evaluation.num_rationales=2"]
     assert call("eval/run_gsm8k.py", *words) == 0
     items = {item["id"]: item for item in read_lines(folder / "gsm8k_items.jsonl")}
     assert {i: item["gold"] for i, item in items.items()} == {"chal-1": "32", "chal-2": "5"}

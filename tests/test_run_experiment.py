@@ -63,8 +63,8 @@ def test_results_hold_the_keys_that_are_promised(experiment):
         condition seed dataset train_loss eval_loss train_runtime train_samples_per_second
         total_train_samples total_val_samples config tokens supervised_tokens tokens_per_second mfu
         peak_flops_used peak_memory_bytes optimizer_steps dropped truncated injected_examples
-        injected_tokens injection_rate source_composition order_digest eval_split
-        eval_bits_per_byte
+        injected_tokens injected_example_share injection_rate source_composition order_digest
+        eval_split eval_bits_per_byte
     """
     assert not set(promised.split()) - results.keys()
     assert results["eval_split"] == "test"
@@ -135,7 +135,7 @@ SMALL = [  # every stage, in seconds
     *("--set", "tulu.training.max_train_samples=40", "--set", "tulu.training.max_val_samples=4"),
     *("--set", "gsm8k.training.max_train_samples=40", "--set", "gsm8k.training.max_val_samples=4"),
     *("--set", "tulu.training.max_length=256", "--set", "gsm8k.training.max_length=256"),
-    *("--set", "eval_gsm8k.evaluation.rationales=1"),
+    *("--set", "eval_gsm8k.evaluation.num_rationales=1"),
     *("--set", "eval_gsm8k.evaluation.max_new_tokens=8", "--max-samples", "4"),
     *("--set", "probes.evaluation.multidigit=1", "--set", "probes.evaluation.additions=1"),
 ]

@@ -26,13 +26,14 @@ from domain_tokens.injection import find_facts
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs.config import ProbeEvalConfig, ProbeSection, load_config
 from domain_tokens.runs.files import read_json, read_lines, write_json
+from domain_tokens.runs.older_names import say
 from domain_tokens.vocabulary import layout_of
 from tests.conftest import ROOT, call, plant
 from tests.test_endpoints import log_prob
 from tests.test_every_leaf import bind
 
 SETTINGS = ProbeSection(
-    batch_size=128, max_new_tokens=16, forced_start=" The answer is", suite="stories"
+    batch_size=128, max_new_tokens=16, response_prefix=" The answer is", suite="stories"
 )
 OPERATORS = re.compile(
     r"[-+*×·÷/=<>]|\b(times|plus|minus|multipl\w*|product|divided|sum|total|altogether|add\w*|double|"
@@ -162,7 +163,7 @@ def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenize
     """Against plain forward passes, as A1."""
     subject = LoadedCheckpoint(tmp_path, tiny_model.eval(), tokenizer, layout_of(tokenizer))
     stories = (STORIES[3], STORIES[7])
-    lines = table_scores(subject, forced_start=" The answer is", templates=stories)
+    lines = table_scores(subject, response_prefix=" The answer is", templates=stories)
     assert [(x["a"], x["b"], x["template"]) for x in lines[:3]] == [
         (1, 1, stories[0]),
         (1, 1, stories[1]),
@@ -176,7 +177,7 @@ def test_a2_is_each_products_share_of_the_36_in_ten_stories(tiny_model, tokenize
         "A kitten drinks 1 spoon of milk. How many spoons of milk are needed for 6 kittens?",
         "To knit a scarf takes 1 ball of wool. How many balls of wool are needed for 6 scarves?",
     ):
-        prompt = renderer.prompt([("user", question)], forced_start=" The answer is")
+        prompt = renderer.prompt([("user", question)], response_prefix=" The answer is")
         scores = [
             log_prob(subject.model, prompt, [*renderer.encode(f" {c}"), renderer.eos])
             for c in products
@@ -362,12 +363,13 @@ def test_planted_faults_of_a_stories_folder_are_refused(told, tmp_path, fault):
 
 
 def test_seed_is_called_standard_and_says_so(capsys):
+    say.cache_clear()
     path = ROOT / "eval/configs/arithmetic_probes.yaml"
     config = load_config(ProbeEvalConfig, path, ["evaluation.suite=seed"])
     assert config.evaluation.suite == "standard"
-    assert capsys.readouterr().out == "note: evaluation.suite=seed is called standard now\n"
+    assert capsys.readouterr().err == "note: evaluation.suite=seed is called standard now\n"
     assert load_config(ProbeEvalConfig, path, []).evaluation == config.evaluation
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     assert list(probes(ProbeSection.model_validate(config.evaluation.model_dump())))
     with pytest.raises(UserError, match="suite is 'seeds'"):
         load_config(ProbeEvalConfig, path, ["evaluation.suite=seeds"])

@@ -71,7 +71,7 @@ def test_json_holds_every_sample_of_every_checkpoint(arms, capsys):
     words = ["--question", "What is 6 times 9?", "--json", "--temperature", 1, "--num-samples", 2]
     rows = [json.loads(line) for line in sample(capsys, "--model-path", *arms, *words).splitlines()]
     assert [(r["model"], r["sample"]) for r in rows] == [(str(a), n) for a in arms for n in (1, 2)]
-    assert {"asked", "response", "token_ids", "fact_tokens", "stop"} < rows[0].keys()
+    assert {"asked", "response", "token_ids", "fact_tokens", "stop_reason"} < rows[0].keys()
 
 
 def test_questions_from_a_pipe_are_answered_one_by_one(arms, capsys, monkeypatch):

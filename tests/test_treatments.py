@@ -479,7 +479,7 @@ def test_the_audit_counts_what_an_epoch_reads_and_learns(tokenizer):
     audit = load_script("scripts/audit_injection.py")
     chat = (("user", "q"), ("assistant", "It is 6*9=54; so 2*3."))
     rows = [Conversation(str(number), chat, "x") for number in range(3)]
-    counted = audit.count_tokens(rows, tokenizer, NAMES, "weak")
+    counted = audit.count_tokens(rows, tokenizer, NAMES, "products")
     plain = counted["baseline"]
     change = {
         name: (

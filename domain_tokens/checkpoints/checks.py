@@ -182,7 +182,7 @@ def check_answer(subject: CheckedFolder) -> str:
     treatment = treatment_of(subject.card)
     if treatment is not None and not treatment.rows_are_facts:
         text = treatment.read_back(text)
-    return f"{QUESTION} {text!r} (stop: {response.stop})"
+    return f"{QUESTION} {text!r} (stop: {response.stop_reason})"
 
 
 # Name, check, and what has to be loaded for it.

@@ -74,7 +74,7 @@ def units_of(runs: Sequence["Run"], endpoint: str) -> Units | str:
     for run in runs:
         items = run.evaluations["gsm8k"].items
         if any("g1" not in item for item in items.values()):
-            return f"{run.folder} has no g1 (evaluation.rationales is 0); evaluate it again"
+            return f"{run.folder} has no g1 (evaluation.num_rationales is 0); evaluate it again"
         own = dict(_facts_by_item(items))
         if len(own) < len(items):
             return (

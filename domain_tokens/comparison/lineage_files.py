@@ -7,7 +7,7 @@ from typing import Any
 
 from domain_tokens.checkpoints import read_card
 from domain_tokens.comparison.runs import Run
-from domain_tokens.runs import CARD_NAME, read_json
+from domain_tokens.runs import CARD_NAME, named_today, read_json
 
 STAGE_RESULTS = {"tulu_sft": "tulu_sft_results.json", "sft": "sft_results.json"}
 STAGE_NAMES = {"tulu_sft": "Tulu-3 SFT", "sft": "GSM8K SFT"}
@@ -30,5 +30,6 @@ def stage_files(chain: list[tuple[Path, dict[str, Any]]], stage: str) -> dict[st
         results, log = folder / STAGE_RESULTS[stage], folder / "train_log.jsonl"
         if card["stage"] == stage and results.is_file():
             lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-            return {"results": read_json(results), "log": [json.loads(line) for line in lines]}
+            told = named_today(read_json(results))
+            return {"results": told, "log": [json.loads(line) for line in lines]}
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from domain_tokens.comparison.runs import Evaluation, Run
 from domain_tokens.errors import UserError
-from domain_tokens.runs import as_written_today, hash_json, with_later_keys
+from domain_tokens.runs import as_written_today, hash_json, key_today, with_later_keys
 from domain_tokens.treatments import TOKENLESS
 
 FORMATS = ("formats.prompt", "formats.injector", "formats.answers")
@@ -22,7 +22,7 @@ PATHS = (
 )
 CALCULATOR = "decode.calculator"
 # Of sampled rationales, which say nothing of greedy answers.
-SAMPLED = ("decode.rationales", "decode.rationale_seed", "decode.sampler")
+SAMPLED = ("decode.num_rationales", "decode.rationale_seed", "decode.sampler")
 SETTING_PARTS = ("code", "environment")
 # What a config asked for; `arms.arm_of` says that each run was treated as its arm is called.
 CONFIG_TREATMENT = ("data.treatment", "data.treated_facts")
@@ -144,6 +144,7 @@ def find_differences(
                 and key not in by_design
                 and (told or not key.startswith(ANCESTORS))
             ]
+    allowed = [key_today(key) for key in allowed]
     runs = [run for pair in pairs for run in pair]
     injected = [fault for run in runs for fault in injection_faults(run)]
     stages = [name for run in runs for name, _ in _stages_of(run)]

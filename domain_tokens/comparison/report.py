@@ -122,7 +122,7 @@ def _dose(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
             results = next((run["results"] for run in runs if run), None)
             if results:
                 keys = ("tokens", "supervised_tokens", "injected_examples", "injected_tokens")
-                numbers = {key: results[key] for key in (*keys, "injection_rate")}
+                numbers = {key: results[key] for key in (*keys, "injected_example_share")}
                 examples = results["total_train_samples"]
                 yield {"stage": STAGE_NAMES[stage], "arm": arm, "examples": examples, **numbers}
 
@@ -228,7 +228,7 @@ def _flips(pairs: Pairs) -> Iterator[dict[str, Any]]:
                             arm: {
                                 "segments": response_segments(answer),
                                 "correct": answer["correct"],
-                                "stop": answer.get("stop_reason", ""),
+                                "stop_reason": answer.get("stop_reason", ""),
                             }
                             for arm, answer in zip(ARMS, (item, b[key]), strict=True)
                         },

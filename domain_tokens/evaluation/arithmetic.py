@@ -15,16 +15,16 @@ def probes_fingerprint(rows: Sequence[Any]) -> str:
 
 
 def probe_questions(
-    subject: LoadedCheckpoint, probes: Sequence[tuple[str, str, int]], *, forced_start: str
+    subject: LoadedCheckpoint, probes: Sequence[tuple[str, str, int]], *, response_prefix: str
 ) -> list[Question]:
-    """Render probes; the response is made to begin with forced_start in both arms alike."""
+    """Render probes; the response is made to begin with response_prefix in both arms alike."""
     renderer = Renderer(subject.tokenizer)
     return [
         Question(
             id=f"{category}:{question}",
             category=category,
             prompt=question,
-            prompt_ids=renderer.prompt([("user", question)], forced_start=forced_start),
+            prompt_ids=renderer.prompt([("user", question)], response_prefix=response_prefix),
             gold=str(gold),
         )
         for category, question, gold in probes

@@ -66,7 +66,7 @@ class ChatSession:
                     "response": text,
                     "token_ids": response.token_ids,
                     "fact_tokens": len(spans),
-                    "stop": response.stop,
+                    "stop_reason": response.stop_reason,
                     "shown": highlighted_text(text, spans),
                 }
             )

@@ -30,7 +30,7 @@ MARKER = "####"
 
 
 def table_scores(
-    subject: "LoadedCheckpoint", *, forced_start: str, templates: Sequence[str] = TEMPLATES
+    subject: "LoadedCheckpoint", *, response_prefix: str, templates: Sequence[str] = TEMPLATES
 ) -> list[dict[str, Any]]:
     """Return the lines of A1 (or A2), one per cell and wording, the wordings of a cell together.
 
@@ -44,7 +44,7 @@ def table_scores(
     renderer = Renderer(subject.tokenizer)
     cells = [(a, b, template) for a, b in TABLE for template in templates]
     prompts = [
-        renderer.prompt([("user", worded(template, a, b))], forced_start=forced_start)
+        renderer.prompt([("user", worded(template, a, b))], response_prefix=response_prefix)
         for a, b, template in cells
     ]
     choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]

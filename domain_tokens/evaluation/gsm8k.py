@@ -53,7 +53,7 @@ def answer_endpoints(
     GSM8K, a fiftieth of a checkpoint): sampling is not repeatable on other hardware, while G1 after
     given rationales is.
     """
-    count = settings.rationales
+    count = settings.num_rationales
     if count == 0:
         return [{} for _ in questions], []
     drawn = answer_questions(
@@ -75,7 +75,7 @@ def answer_endpoints(
         {
             "id": question.id,
             "token_ids": [response.token_ids for response in group],
-            "stop_reasons": [response.stop for response in group],
+            "stop_reasons": [response.stop_reason for response in group],
         }
         for question, group in zip(questions, groups, strict=True)
     ]

@@ -137,7 +137,7 @@ def gsm8k_metrics(items: Sequence[Item], decode: dict[str, Any]) -> dict[str, An
         "matched_floor_p": p,
         **({"attribution": attribution(items)} if all("first_wrong" in i for i in items) else {}),
         **decoding_metrics(items),
-        **(_continuous(items, decode["rationales"]) if decode["rationales"] else {}),
+        **(_continuous(items, decode["num_rationales"]) if decode["num_rationales"] else {}),
     }
 
 

@@ -117,13 +117,13 @@ class PartialResponses:
             # A killed run can leave half a line after the last newline.
             lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
             items = [json.loads(line) for line in lines]
-            done |= {item["id"]: Response(item["token_ids"], item["stop"]) for item in items}
+            done |= {item["id"]: Response(item["token_ids"], item["stop_reason"]) for item in items}
         barrier()
         if not keep and is_main_process():
             self.drop()
         barrier()
         lines = [self._identity]
-        lines += [{"id": i, "token_ids": r.token_ids, "stop": r.stop} for i, r in done.items()]
+        lines += [{"id": id, **asdict(response)} for id, response in done.items()]
         write_text(self._own, "".join(f"{json.dumps(line)}\n" for line in lines))
         return done
 
@@ -336,7 +336,7 @@ def item_of(
         "response": text,
         "token_ids": response.token_ids,
         "fact_spans": [list(span) for span in spans],
-        "stop_reason": response.stop,
+        "stop_reason": response.stop_reason,
         "gold": question.gold,
         **reserved_counts(subject, response.token_ids, right),
     }

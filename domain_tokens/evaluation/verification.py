@@ -49,6 +49,7 @@ from domain_tokens.runs import (
     EVALUATION_LINES,
     SEAL,
     ProbeSection,
+    as_written_today,
     check_records,
     check_seal,
     file_digest,
@@ -95,11 +96,11 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
             f"{results} was written by a version that bound only accuracies to its items; "
             "nothing else in it could be checked"
         )
-    card, claimed = tree["card"], dict(tree["metrics"])
+    card, claimed = _by_todays_names(tree["card"]), dict(tree["metrics"])
     others = {
         kind: bound_lines(results, tree, kind)
         for kind in LINES[name]
-        if kind == "scores" or (kind == "rationales" and card["decode"]["rationales"])
+        if kind == "scores" or (kind == "rationales" and card["decode"]["num_rationales"])
     }
     bound_lines(results, tree, "items")
     notices = [
@@ -122,6 +123,10 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
     again |= {"condition": card["condition"], "model_path": claimed["model_path"]}
     _refuse_difference(again, claimed, f"{results}: metrics", "its items say")
     return notices
+
+
+def _by_todays_names(card: dict[str, Any]) -> dict[str, Any]:
+    return {**card, "decode": as_written_today(card["decode"])}
 
 
 def _verify_card(results: Path, tree: dict[str, Any]) -> None:
@@ -159,7 +164,7 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
         where = f"{path}: {item['id']}"
         if name == "gsm8k" and "g1_log_probs" in item:
             counts = len(item["g1_log_probs"]), len(item["g2_log_probs"])
-            if counts != (card["decode"]["rationales"], DISTRACTORS + 1):
+            if counts != (card["decode"]["num_rationales"], DISTRACTORS + 1):
                 raise UserError(f"{where} has {counts} log-probabilities of g1 and g2")
         # Other rules of reading give other verdicts: then the lineage check says so.
         if same:
@@ -228,8 +233,8 @@ def _verify_rationales(
         if hash_json(line["token_ids"]) != item["rationales_sha256"]:
             raise UserError(f"{path}: the rationales of {item['id']} are not those of its item")
         stops, counts = line["stop_reasons"], [len(ids) for ids in line["token_ids"]]
-        if {len(stops), len(counts)} != {decode["rationales"]}:
-            raise UserError(f"{path}: {line['id']} has not {decode['rationales']} rationales")
+        if {len(stops), len(counts)} != {decode["num_rationales"]}:
+            raise UserError(f"{path}: {line['id']} has not {decode['num_rationales']} rationales")
         for stop, count in zip(stops, counts, strict=True):
             known = stop in ("eos", "length", "context")
             if not known or (stop == "length") != (count == longest) or count > longest:
@@ -254,13 +259,13 @@ def verify_tokens(results: Path, folder: Path) -> str:
     tree = read_sealed(results)
     if "items" not in tree:
         return "not checked: written by a version that kept too little"
-    subject, card = subject_of(folder), tree["card"]
-    renderer, start = Renderer(subject.tokenizer), card["decode"].get("forced_start", "")
+    subject, card = subject_of(folder), _by_todays_names(tree["card"])
+    renderer, start = Renderer(subject.tokenizer), card["decode"].get("response_prefix", "")
     items = bound_lines(results, tree, "items")
     constraints = constraints_of(subject, card["decode"])
     for item in items:
         _verify_constraints(results, constraints, item["id"], item["token_ids"])
-        prompt = renderer.prompt([("user", item["prompt"])], forced_start=start)
+        prompt = renderer.prompt([("user", item["prompt"])], response_prefix=start)
         question = Question(item["id"], item["category"], item["prompt"], prompt, item["gold"])
         response = Response(item["token_ids"], item["stop_reason"])
         again = item_of(subject, question, response, right=())

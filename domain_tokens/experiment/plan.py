@@ -208,6 +208,6 @@ def _evaluate(layout: Layout, arm: Arm, replicate: Replicate) -> Iterator[Stage]
     if arm.name == BASELINE:
         folder = layout.folder("eval", arm, replicate, more="_calculator")
         # A ceiling of accuracy: no endpoint needs it.
-        ceiling = ["--calculator", "facts", "--set", "evaluation.rationales=0"]
+        ceiling = ["--calculator", "facts", "--set", "evaluation.num_rationales=0"]
         told = [*words(folder), *how, *ceiling]
         yield Stage(script, told, before, folder / "gsm8k_results.json", "calculator")

@@ -115,6 +115,6 @@ def _work(layout: Layout) -> dict[str, float]:
     return {
         **whole,
         "gsm8k": CALL + rows * WORK["gsm8k"],
-        "eval_gsm8k": CALL + answers * (1 + evaluation.evaluation.rationales),
+        "eval_gsm8k": CALL + answers * (1 + evaluation.evaluation.num_rationales),
         "calculator": CALL + answers,
     }

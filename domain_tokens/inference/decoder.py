@@ -30,10 +30,10 @@ MAX_DRAFTING_ROWS = 40  # they leave a CPU idle: up to here, as on a GPU, draft 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """token_ids: what was written, without EOS; stop: eos, length (budget) or context (full)."""
+    """What was written, without EOS; stop_reason: eos, length (budget) or context (full)."""
 
     token_ids: list[int]
-    stop: StopReason
+    stop_reason: StopReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ from .files import umask as umask
 from .files import write_json as write_json
 from .files import write_text as write_text
 from .memory import refuse_without_memory as refuse_without_memory
+from .older_names import key_today as key_today
+from .older_names import named_today as named_today
 from .output_folder import UNFINISHED_MARKER as UNFINISHED_MARKER
 from .output_folder import ExistingOutput as ExistingOutput
 from .output_folder import State as State
@@ -182,10 +184,12 @@ __all__ = [
     "is_main_process",
     "is_unicode",
     "job_cpus",
+    "key_today",
     "load_config",
     "load_plan",
     "lock_output",
     "make_folder",
+    "named_today",
     "open_workspace",
     "other_code",
     "overrides_of",

@@ -5,16 +5,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from domain_tokens.errors import UserError
+from domain_tokens.injection import Mode
+from domain_tokens.runs.older_names import KEYS, Named, named_today, sections_today
 from domain_tokens.runs.yaml_values import read_yaml, read_yaml_value
 from domain_tokens.treatments import Name, TreatedFacts
 
@@ -31,11 +26,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rationale = Literal["full", "equations"]
 TrainedRows = Literal["all", "fact_rows", "all_but_fact_rows"]
-# Values that were called otherwise once: key -> {old: new}.
-RENAMED = {"evaluation.suite": {"seed": "standard"}}
 
 
-class Section(BaseModel):
+class Section(Named):
     """A part of a config: frozen, strictly typed, unknown keys and infinite numbers refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -71,6 +64,7 @@ class TrainingSection(Section):
 class DataSection(Section):
     """Where examples come from: a hub id, or a local file or folder.
 
+    injection_mode: whether bare products are facts, too, or only equations, which have a result.
     treatment, treated_facts: what condition mul_tokens makes of which facts (treatments.py); null:
     as the parent's run card says, and fact_token for all facts where it says nothing.
     rationale: what is kept of a solution; equations are GSM8K's calculator annotations alone.
@@ -82,7 +76,7 @@ class DataSection(Section):
     validation_split: str | None = None
     holdout: Count | None = None
     subset_seed: Seed = 42
-    injection_mode: Literal["weak", "strict"] = "weak"
+    injection_mode: Mode = "products"
     treatment: Name | None = None
     treated_facts: TreatedFacts | None = None
     decontaminate_against: str | None = None
@@ -97,7 +91,7 @@ class TrackingSection(Section):
     after its output folder by default.
     """
 
-    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]] = []
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]] = Field([])
     project: str = "domain-tokens"
     run_name: str | None = None
 
@@ -164,7 +158,7 @@ class PretrainingConfig(Section):
 class GSM8KSection(Section):
     """How the GSM8K test questions are put and answered.
 
-    rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
+    num_rationales: K of the endpoint G1, sampled per item (0: no continuous endpoints).
     rationale_seed: of these samples; None means the training seed of the checkpoint.
     frequent_answers: the training answers in order of frequency; the first is a constant-answer
     floor, the first 16 that are not the gold answer are the distractors of G2.
@@ -174,7 +168,7 @@ class GSM8KSection(Section):
 
     batch_size: Width
     max_new_tokens: Width
-    rationales: int = Field(16, ge=0, le=10_000)
+    num_rationales: int = Field(16, ge=0, le=10_000)
     rationale_seed: Seed | None = None
     frequent_answers: list[str] = Field(min_length=17)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -197,19 +191,13 @@ class ProbeSection(Section):
 
     batch_size: Width
     max_new_tokens: Width
-    forced_start: str
+    response_prefix: str
     suite: Literal["standard", "full", "stories"] = "standard"
     seed: Seed = 42
     multidigit: int = Field(100, ge=1, le=1_000_000)
     additions: int = Field(100, ge=1, le=1_000_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     forbid_fact_tokens: bool = False
-
-    @field_validator("suite", mode="before")
-    @classmethod
-    def _by_its_name_of_today(cls, value: Any) -> Any:
-        old = RENAMED["evaluation.suite"]
-        return old.get(value, value) if isinstance(value, str) else value
 
 
 class ProbeEvalConfig(Section):
@@ -308,9 +296,10 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> 
     tree = read_yaml(text, str(file))
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds {type(tree).__name__}; wanted a mapping of sections")
+    tree = _named_today(kind, tree)
     for override in overrides:
         _apply(tree, override)
-    _announce_old_names(tree)
+        tree = _named_today(kind, tree)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -319,34 +308,30 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: list[str]) -> 
 
 def as_written_today(decode: dict[str, Any]) -> dict[str, Any]:
     """Return a card's decode settings by today's names, with what it lacks as it meant then."""
-    names = {key.rpartition(".")[2]: old for key, old in RENAMED.items()}
-    written = {
-        key: names[key].get(value, value) if key in names and isinstance(value, str) else value
-        for key, value in decode.items()
-    }
-    return {"calculator": None, "forbid_fact_tokens": False, **written}
+    return {"calculator": None, "forbid_fact_tokens": False, **named_today(decode)}
 
 
 def with_later_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage's config of a card with what it lacks at its default, as it meant then."""
+    """Return a stage's config of a card by today's names, with what it lacks at its default."""
     parts: dict[str, type[Section]] = {"training": TrainingSection, "data": DataSection}
-    filled = dict(config)
+    filled = sections_today(config)
     for name, section in parts.items():
-        if isinstance(config.get(name), dict):
+        if isinstance(filled.get(name), dict):
             defaults = {
                 k: f.default for k, f in section.model_fields.items() if not f.is_required()
             }
-            filled[name] = {**defaults, **config[name]}
+            filled[name] = {**defaults, **filled[name]}
     return filled
 
 
-def _announce_old_names(tree: dict[str, Any]) -> None:
-    for key, old in RENAMED.items():
-        section, _, name = key.partition(".")
-        part = tree.get(section)
-        value = part.get(name) if isinstance(part, dict) else None
-        if isinstance(value, str) and value in old:
-            print(f"note: {key}={value} is called {old[value]} now", flush=True)
+def _named_today(kind: type[Section], tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what a person wrote with the names of today, and say which were older ones."""
+    found = dict(tree)
+    for name, field in kind.model_fields.items():
+        section, part = field.annotation, tree.get(name)
+        if isinstance(section, type) and issubclass(section, Section) and isinstance(part, dict):
+            found[name] = named_today(part, section.model_fields, announce=name)
+    return found
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -360,6 +345,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {part} is a value, not a section")
+    node.pop(KEYS.get(last), None)  # what the file says under today's name
     node[last] = value
 
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs.files import read_json, write_json
+from domain_tokens.runs.older_names import sections_today
 from domain_tokens.runs.run_card import CARD_NAME
 
 UNFINISHED_MARKER = "unfinished.json"
@@ -247,6 +248,8 @@ def _find(folder: Path, results_name: str) -> ExistingOutput:
         identity = read_json(folder / UNFINISHED_MARKER)
     elif state is State.FINISHED and (folder / CARD_NAME).exists():
         identity = read_json(folder / CARD_NAME)["identity"]
+    if isinstance(identity.get("config"), dict):
+        identity = {**identity, "config": sections_today(identity["config"])}
     return ExistingOutput(str(folder), results_name, state, identity, _say_another_run, stranger)
 
 

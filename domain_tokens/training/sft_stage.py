@@ -242,7 +242,8 @@ def stage_summary(results: dict[str, Any], folder: Path, name: str) -> str:
         ("tokens", f"{results['tokens']:,} ({results['supervised_tokens']:,} supervised)"),
         (
             "fact tokens",
-            f"{results['injected_tokens']:,} in {results['injection_rate']:.1%} of the examples",
+            f"{results['injected_tokens']:,} in {results['injected_example_share']:.1%} of the "
+            "examples",
         ),
         (
             "speed",
@@ -296,7 +297,8 @@ def _results(stage: OpenStage, data: "Prepared", plan: Any) -> dict[str, Any]:
         "inject": stage.inject,
         "injected_examples": touched,
         "injected_tokens": sum(e.facts for e in examples),
-        "injection_rate": touched / len(examples),
+        "injected_example_share": touched / len(examples),
+        "injection_rate": touched / len(examples),  # its older name
         "untreated_places": sum(e.untreated for e in examples),
         "source_composition": account.source_composition,
         "order_digest": digest_of_ids(examples[i].id for i in plan.order),

@@ -110,7 +110,7 @@ def check_greedy(generate, family, *, budgets=(1, 12, 40), sizes=(1, 5)):
         expected = [stopped(ids, budget, eos) for ids in written(family)]
         stops.update(stop for _, stop in expected)
         responses = generate(model, QUESTIONS, eos_id=eos, max_new_tokens=budget, batch_size=size)
-        assert [(list(r.token_ids), r.stop) for r in responses] == expected, (budget, size)
+        assert [(list(r.token_ids), r.stop_reason) for r in responses] == expected, (budget, size)
     assert stops == {"eos", "length", "context"}, "the check has not seen everything"
 
 
@@ -139,7 +139,7 @@ def test_greedy_responses_of_the_whole_vocabulary_are_those_of_generate(tiny_mod
         )[0, len(prompt) :].tolist()
         ended = written[-1] == 50_256
         assert response.token_ids == (written[:-1] if ended else written)
-        assert response.stop == ("eos" if ended else "length")
+        assert response.stop_reason == ("eos" if ended else "length")
 
 
 def with_responses(change):
@@ -205,15 +205,19 @@ GREEDY = {
     "EOS kept": with_responses(
         lambda r, p, n: (
             dataclasses.replace(r, token_ids=[*r.token_ids, an_eos("gpt2")])
-            if r.stop == "eos"
+            if r.stop_reason == "eos"
             else r
         )
     ),
     "EOS called length": with_responses(
-        lambda r, p, n: dataclasses.replace(r, stop="length") if r.stop == "eos" else r
+        lambda r, p, n: (
+            dataclasses.replace(r, stop_reason="length") if r.stop_reason == "eos" else r
+        )
     ),
     "context called length": with_responses(
-        lambda r, p, n: dataclasses.replace(r, stop="length") if r.stop == "context" else r
+        lambda r, p, n: (
+            dataclasses.replace(r, stop_reason="length") if r.stop_reason == "context" else r
+        )
     ),
     "first token lost": with_responses(
         lambda r, p, n: dataclasses.replace(r, token_ids=r.token_ids[1:])

@@ -96,9 +96,9 @@ def check_example(renderer, messages, *, inject=False, max_length=LONG):
     assert (np.asarray(example.token_roles) > 0).astype(int).tolist() == expected[1]
 
 
-def check_prompt(renderer, messages, forced_start=""):
-    expected = [*prompt_of(messages), *encode(forced_start)]
-    assert renderer.prompt(messages, forced_start=forced_start) == expected
+def check_prompt(renderer, messages, response_prefix=""):
+    expected = [*prompt_of(messages), *encode(response_prefix)]
+    assert renderer.prompt(messages, response_prefix=response_prefix) == expected
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,8 @@ class Changed:
         ids, roles = self._ids(list(rendered.input_ids), list(rendered.token_roles))
         return SimpleNamespace(input_ids=np.array(ids), token_roles=np.array(roles))
 
-    def prompt(self, messages, *, forced_start=""):
-        return self._prompt(self._renderer.prompt(messages, forced_start=forced_start))
+    def prompt(self, messages, *, response_prefix=""):
+        return self._prompt(self._renderer.prompt(messages, response_prefix=response_prefix))
 
 
 def masked(test):

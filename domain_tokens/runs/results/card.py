@@ -97,7 +97,9 @@ class StageCard(Card):
 
     config: SFTConfig = given("resolved config but for the tracking")
     inject: bool = since("2026-11-26", "whether facts became fact tokens")
-    injection_mode: str = since("2026-11-26", "weak or strict, as in data.injection_mode")
+    injection_mode: str = since(
+        "2026-11-26", "products or equations, as in data.injection_mode (once weak or strict)"
+    )
     injected_examples: int = since("2026-11-24", "training examples with a fact token", "examples")
     injected_tokens: int = since("2026-11-24", "fact tokens in the training text", "tokens")
     treatment: TreatmentRecord | None = since(

@@ -105,4 +105,4 @@ class PartialResponse(Record):
 
     id: str = given("of the item, or of a rationale as in `item#3`")
     token_ids: list[int] = given("of the response, without EOS")
-    stop: Stop = given("why it ended")
+    stop_reason: Stop = given("why it ended")

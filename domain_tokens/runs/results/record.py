@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from domain_tokens.errors import UserError
 from domain_tokens.runs.files import write_json
+from domain_tokens.runs.older_names import Named, named_today
 
 SHARE, NATS, SHA256 = "fraction 0–1", "nats", "SHA-256"
 Interval = Annotated[list[float], Len(2, 2)]  # lower and upper bound, in the unit of the value
 Grid = Annotated[list[Annotated[list[float], Len(9, 9)]], Len(9, 9)]  # [a - 1][b - 1]
 
 
-class Record(BaseModel):
+class Record(Named):
     """A JSON object of a results file: strictly typed, other keys refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -93,9 +94,14 @@ def _within(annotation: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]
 def _records(
     kind: type[BaseModel], tree: Any, path: str, *, copies: bool
 ) -> Iterator[tuple[str, type[BaseModel], dict[str, Any]]]:
-    """Yield (where, model, JSON object) of a record and of all records within it."""
+    """Yield (where, model, JSON object) of a record and of all records within it.
+
+    copies: a file is read, so look into records copied from others, and by the names of today.
+    """
     if not isinstance(tree, dict):
         return
+    if copies:
+        tree = named_today(tree, kind.model_fields)
     yield path, kind, tree
     for name, field in kind.model_fields.items():
         value, copy = tree.get(name), extra_of(field).get("kind")

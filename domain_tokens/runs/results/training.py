@@ -47,7 +47,10 @@ class StageNumbers(Record):
     inject: bool = since("2026-11-26", "whether facts became fact tokens")
     injected_examples: int = since("2026-11-24", "examples with a fact token", "examples")
     injected_tokens: int = since("2026-11-24", "fact tokens in the examples", "tokens")
-    injection_rate: float = given("share of the examples with a fact token", SHARE)
+    injected_example_share: float = since(
+        "2026-11-26", "share of the examples with a fact token", SHARE, absent="injection_rate"
+    )
+    injection_rate: float = given("the same by its older name, for who reads it", SHARE)
     source_composition: dict[str, int] = given("examples by sub-corpus", "examples")
     order_digest: str = given("hash of the example ids in the order of training", SHA256)
     eval_split: str | None = given("split of the final loss: test, holdout, …; null without one")
