@@ -79,8 +79,8 @@ def cache_gib(folder: Path, job: Job) -> int:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     heads = getattr(config, "num_key_value_heads", None) or heads
-    place = 2 * config.num_hidden_layers * heads * width * getattr(torch, job.dtype).itemsize
-    return 1 + job.slots * job.longest * place // 2**30
+    token_bytes = 2 * config.num_hidden_layers * heads * width * getattr(torch, job.dtype).itemsize
+    return 1 + job.slots * job.longest * token_bytes // 2**30
 
 
 def convert(name: str, model: Path, folder: Path) -> Path:

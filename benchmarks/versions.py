@@ -15,7 +15,7 @@ from domain_tokens.errors import UserError
 from domain_tokens.runs import COUNT, ROOT, Parser, code_identity, run_script, write_json
 
 EXAMPLE = (
-    "uv run python benchmarks/versions.py --other ../before --model-path outputs/hf_smollm2 "
+    "uv run python benchmarks/versions.py --before ../before --model-path outputs/hf_smollm2 "
     "--train-data ../shared/data/gsm8k/train.jsonl --test-data ../shared/data/gsm8k/test.jsonl"
 )
 
@@ -48,7 +48,7 @@ def table(speeds: dict[str, list[tuple[float, float]]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measure by turns and print the table."""
     parser = Parser(__doc__ or "", example=EXAMPLE)
-    parser.add_argument("--other", required=True, metavar="DIR", help="checkout with a .venv")
+    parser.add_argument("--before", required=True, metavar="DIR", help="checkout with a .venv")
     parser.add_argument("--model-path", required=True, metavar="DIR")
     parser.add_argument("--train-data", required=True, metavar="FILE", help="GSM8K rows")
     parser.add_argument("--test-data", required=True, metavar="FILE", help="GSM8K rows")
@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=COUNT, default=5, metavar="N", help="(5)")
     parser.add_argument("--output-path", metavar="FILE", help="write all measurements as JSON")
     args = parser.parse_args(argv)
-    other = Path(args.other).absolute()
-    if not (other / ".venv/bin/python").is_file():
-        raise UserError(f"{other} has no .venv; run `uv sync --locked` there first")
+    before = Path(args.before).absolute()
+    if not (before / ".venv/bin/python").is_file():
+        raise UserError(f"{before} has no .venv; run `uv sync --locked` there first")
     model = ["--model-path", str(Path(args.model_path).absolute())]
     train, test = (str(Path(path).absolute()) for path in (args.train_data, args.test_data))
     workloads = {
@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     speeds: dict[str, list[tuple[float, float]]] = {workload: [] for workload in workloads}
     for number in range(args.rounds):
         for workload, words in workloads.items():
-            turn = [ROOT, other][:: -1 if number % 2 else 1]
+            turn = [ROOT, before][:: -1 if number % 2 else 1]
             result = {checkout: tokens_per_second(checkout, words) for checkout in turn}
-            speeds[workload].append((result[ROOT], result[other]))
-            print(f"{workload}: {result[ROOT]:.1f} and {result[other]:.1f} tokens/s", flush=True)
+            speeds[workload].append((result[ROOT], result[before]))
+            print(f"{workload}: {result[ROOT]:.1f} and {result[before]:.1f} tokens/s", flush=True)
     print(table(speeds))
     if args.output_path:
         write_json(Path(args.output_path), {"tokens_per_second": speeds, "code": code_identity()})

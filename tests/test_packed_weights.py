@@ -1,14 +1,11 @@
 """Prepacked weights: the same logits, and a model that is afterwards what it was."""
 
-import gc
 import platform
 
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from domain_tokens.checkpoints.folder import load_model
-from domain_tokens.inference.cpu.memory import WEIGHTS, untouched_mappings
 from domain_tokens.inference.cpu.packed_weights import _Layer, prepack_, prepacked
 from tests.conftest import tiny_llama
 
@@ -72,7 +69,7 @@ def test_a_model_that_was_packed_for_good_stays_packed(model):
 
 def test_other_architectures_compute_each_product_once(monkeypatch):
     """Packed as one weight, query, key and value were all three computed for each of the three by
-    every forward pass that is not written out in reader.py."""
+    every forward pass that is not written out in `inference.forward`."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 100}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
     model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
@@ -91,50 +88,3 @@ def test_other_architectures_compute_each_product_once(monkeypatch):
             packed = model(IDS).logits
     torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-5)
     assert sorted(widths) == [16, 16, 32, 32, 32, 64, 64, 100]
-
-
-@pytest.fixture
-def mapped(model, tmp_path):
-    """A model whose weights are windows of its file, the only such file in memory."""
-    gc.collect()  # a packed model and its layers hold each other
-    model.save_pretrained(tmp_path)
-    mapped = load_model(tmp_path, dtype=torch.float32).eval()
-    assert untouched_mappings(WEIGHTS)
-    return mapped
-
-
-def _resident(name: str) -> int:
-    """Return how many kB of mapped files with this in their path are in memory."""
-    total, inside = 0, False
-    with open("/proc/self/smaps", encoding="utf-8") as lines:
-        for line in lines:
-            if line[0] in "0123456789abcdef":
-                inside = name in line
-            elif inside and line.startswith("Rss:"):
-                total += int(line.split()[1])
-    return total
-
-
-@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
-def test_a_checkpoint_is_not_in_memory_twice(mapped, tmp_path):
-    """While weights were packed the file that they came from stayed in memory next to them, and the
-    embedding was copied out of it: 2.05 instead of 1.5 GB for a model of 135M."""
-    with torch.inference_mode():
-        expected = mapped(IDS).logits
-        assert _resident(tmp_path.name) > 0
-        prepack_(mapped)
-        assert _resident(tmp_path.name) == 0
-        torch.testing.assert_close(mapped(IDS).logits, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
-def test_what_was_trained_in_a_mapped_file_is_kept(mapped):
-    """A trained page exists only in memory: let go, it would turn into the file's again."""
-    with torch.no_grad():
-        for parameter in mapped.parameters():
-            parameter.add_(1)
-    before = {name: tensor.clone() for name, tensor in mapped.state_dict().items()}
-    assert untouched_mappings(WEIGHTS) == []
-    with torch.inference_mode(), prepacked(mapped):
-        mapped(IDS)
-    assert all(torch.equal(tensor, before[n]) for n, tensor in mapped.state_dict().items())

@@ -326,12 +326,12 @@ def with_later_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _named_today(kind: type[Section], tree: dict[str, Any]) -> dict[str, Any]:
     """Return what a person wrote with the names of today, and say which were older ones."""
-    found = dict(tree)
+    today = dict(tree)
     for name, field in kind.model_fields.items():
         section, part = field.annotation, tree.get(name)
         if isinstance(section, type) and issubclass(section, Section) and isinstance(part, dict):
-            found[name] = named_today(part, section.model_fields, announce=name)
-    return found
+            today[name] = named_today(part, section.model_fields, announce=name)
+    return today
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -43,15 +43,15 @@ def named_today(
     person wrote them, who is told. A key that is there under both names keeps both, so that a model
     refuses the older one.
     """
-    found: dict[str, Any] = {}
+    today: dict[str, Any] = {}
     for key, value in tree.items():
         name = _key(key, tree, fields)
         if announce and name != key:
             say(f"{announce}.{key} is called {announce}.{name} now")
-        found[name] = _value(name, value) if fields is None or name in fields else value
-        if announce and found[name] is not value:
-            say(f"{announce}.{name}={value} is called {found[name]} now")
-    return found
+        today[name] = _value(name, value) if fields is None or name in fields else value
+        if announce and today[name] is not value:
+            say(f"{announce}.{name}={value} is called {today[name]} now")
+    return today
 
 
 def sections_today(config: Mapping[str, Any]) -> dict[str, Any]:

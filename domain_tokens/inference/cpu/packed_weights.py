@@ -18,7 +18,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.pytorch_utils import Conv1D
 
 from domain_tokens.inference.cpu.int8_argmax import Int8Argmax, int8_available
-from domain_tokens.inference.cpu.memory import WEIGHTS, drop_pages, trim_memory, untouched_mappings
 from domain_tokens.modeling import (
     refuse_replaced,
     replace_forward,
@@ -61,11 +60,8 @@ def _pack(layers: "list[_Layer]") -> None:
         return
     for layer in layers:
         layer.refuse_replaced()
-    files = untouched_mappings(WEIGHTS)
     for layer in layers:
         layer.pack()
-        drop_pages(files)  # or weights would be in memory twice
-    trim_memory()
 
 
 def fused_linear(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -157,14 +153,12 @@ class _Output(_Layer):
         """Return all logits."""
         if self._packed is None:
             self.rearrange()
-            trim_memory()
         return super().__call__(x)
 
     def most_likely(self, x: torch.Tensor) -> torch.Tensor:
         """Return the token of the largest logit of each row."""
         if self._int8_argmax is None:
             self._int8_argmax = Int8Argmax(self._module.weight)
-            trim_memory()
         return self._int8_argmax(x)
 
     def unpack(self) -> None:
