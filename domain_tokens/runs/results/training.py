@@ -48,7 +48,7 @@ class StageNumbers(Record):
     injected_examples: int = since("2026-11-24", "examples with a fact token", "examples")
     injected_tokens: int = since("2026-11-24", "fact tokens in the examples", "tokens")
     injected_example_share: float = since(
-        "2026-11-26", "share of the examples with a fact token", SHARE, absent="injection_rate"
+        "2026-11-26", "share of the examples with a fact token", SHARE, absent="as injection_rate"
     )
     injection_rate: float = given("the same by its older name, for who reads it", SHARE)
     source_composition: dict[str, int] = given("examples by sub-corpus", "examples")
