@@ -7,6 +7,7 @@ a peer whose library wants other versions than this project runs in an environme
 All get the same token ids, stop at the same token, decode greedily, and take as many threads.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -269,30 +270,30 @@ def vllm(job: Job) -> Decode:
     return decode
 
 
-def _replace(owner: Any, name: str, stand_in: Any) -> None:
-    assert hasattr(owner, name), f"{owner} has no {name} any more"
-    setattr(owner, name, stand_in)
+def _replace(name: str, stand_in: Any) -> None:
+    """Put something else in place of a part of the decoder, named as module:name."""
+    module, _, attributes = name.partition(":")
+    owner: Any = importlib.import_module(f"domain_tokens.inference.{module}")
+    *owners, last = attributes.split(".")
+    for attribute in owners:
+        owner = getattr(owner, attribute)
+    assert hasattr(owner, last), f"{name} is no more"
+    setattr(owner, last, stand_in)
 
 
 def without_prompt_lookup() -> None:
     """Draft no tokens."""
-    from domain_tokens.inference.prompt_lookup import PromptLookup
-
-    _replace(PromptLookup, "draft", lambda self, max_tokens: [])
+    _replace("prompt_lookup:PromptLookup.draft", lambda self, max_tokens: [])
 
 
 def without_int8() -> None:
     """Compute all logits exactly."""
-    from domain_tokens.inference.cpu import packed_weights
-
-    _replace(packed_weights, "int8_available", lambda: False)
+    _replace("cpu.packed_weights:int8_available", lambda: False)
 
 
 def without_packed_weights() -> None:
     """Leave weights as they were loaded, and so the output layer, too: no int8 either."""
-    from domain_tokens.inference.cpu import packed_weights
-
-    _replace(packed_weights, "_layers", lambda model: [])
+    _replace("cpu.packed_weights:_layers", lambda model: [])
 
 
 def ours(*away: Callable[[], None]) -> Callable[[Job], Decode]:

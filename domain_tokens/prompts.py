@@ -11,7 +11,7 @@ import numpy as np
 
 from domain_tokens.errors import UserError
 from domain_tokens.injection import Fact, Mode, find_facts
-from domain_tokens.treatments import FACT_TOKENS, Row, Treatment, Written
+from domain_tokens.treatments import FACT_TOKENS, PlacedToken, Treatment, Written
 from domain_tokens.vocabulary import FACTS
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class _ResponseEncoder:
             tokens = self._with_rows(response, rows)
         return tokens, len(rows)
 
-    def _with_rows(self, response: _Response, rows: Sequence[Row]) -> _Tokens:
+    def _with_rows(self, response: _Response, rows: Sequence[PlacedToken]) -> _Tokens:
         if not rows:
             return response.plain
         if self.treatment == FACT_TOKENS and len(rows) == len(response.written.rows):
@@ -303,7 +303,7 @@ class _ResponseEncoder:
                 roles[at] = PROMPT
         return _Tokens(tokens.ids, tokens.spans, roles)
 
-    def _tokens(self, text: str, rows: Sequence[Row]) -> _Tokens:
+    def _tokens(self, text: str, rows: Sequence[PlacedToken]) -> _Tokens:
         """Encode a text with rows where they stand, what lies between them each by itself."""
         if not rows:
             encoded = self.plain.encode(text, add_special_tokens=False)
@@ -347,7 +347,7 @@ def _segments(
 
 
 def _with_roles(
-    tokens: _Tokens, segments: Sequence[tuple[int, int, int]], rows: Sequence[Row] = ()
+    tokens: _Tokens, segments: Sequence[tuple[int, int, int]], rows: Sequence[PlacedToken] = ()
 ) -> _Tokens:
     """Give each token the role of the segment in which it begins; rows in matches are FACT."""
     segment_starts = [start for start, _, _ in segments]

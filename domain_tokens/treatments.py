@@ -58,7 +58,7 @@ _ROW_NAME = re.compile("|".join(FACTS))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PlacedToken:
     """A reserved row in the place of characters start to end; where these are one, it is added.
 
     token: the row's name, one of FACTS. in_match: whether it stands in a matched fact.
@@ -74,7 +74,7 @@ class Row:
 class Written:
     """What a treatment does to a text: rows in order, and spans of characters without loss."""
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[PlacedToken, ...] = ()
     masked: tuple[tuple[int, int], ...] = ()
 
 
@@ -129,11 +129,11 @@ class Treatment:
         rows = (_row(self.name, text, match) for match in treated)
         return Written(tuple(row for row in rows if row is not None))
 
-    def _merge_rows(self, text: str) -> Iterator[Row]:
+    def _merge_rows(self, text: str) -> Iterator[PlacedToken]:
         if self._merge_pattern is not None:
             for match in self._merge_pattern.finditer(text):
                 row = self._row_of_merge[match[0]]
-                yield Row(match.start(), match.end(), row, in_match=False)
+                yield PlacedToken(match.start(), match.end(), row, in_match=False)
 
     @cached_property
     def _row_of_merge(self) -> dict[str, str]:
@@ -161,24 +161,26 @@ class Treatment:
             return expand(row)
         return self.meanings.get(row, f"{row.rpartition('_')[0]}>")
 
-    def read_back(self, text: str, rows: Iterable[Row] | None = None) -> str:
+    def read_back(self, text: str, rows: Iterable[PlacedToken] | None = None) -> str:
         """Return the text with every row read; rows: where they stand, by default where named."""
         return self.read_rows(text, rows)[0]
 
-    def read_rows(self, text: str, rows: Iterable[Row] | None = None) -> tuple[str, list[Row]]:
+    def read_rows(
+        self, text: str, rows: Iterable[PlacedToken] | None = None
+    ) -> tuple[str, list[PlacedToken]]:
         """Return the text with every row read, and the rows where they stand in it."""
         if rows is None:
-            rows = [Row(*name.span(), name[0]) for name in _ROW_NAME.finditer(text)]
+            rows = [PlacedToken(*name.span(), name[0]) for name in _ROW_NAME.finditer(text)]
         read, cursor, placed = "", 0, []
         for row in rows:
             read += text[cursor : row.start]
             start = len(read)
             read += self.reads(row.token)
-            placed.append(Row(start, len(read), row.token))
+            placed.append(PlacedToken(start, len(read), row.token))
             cursor = row.end
         return read + text[cursor:], placed
 
-    def right_rows(self, text: str, rows: Sequence[Row]) -> list[bool]:
+    def right_rows(self, text: str, rows: Sequence[PlacedToken]) -> list[bool]:
         """Return, for rows in a text that was read back, whether they are where they belong.
 
         They do where this treatment writes them in that text.
@@ -196,22 +198,22 @@ class Treatment:
 FACT_TOKENS = Treatment("fact_token")
 
 
-def _row(name: Name, text: str, match: Fact) -> Row | None:
+def _row(name: Name, text: str, match: Fact) -> PlacedToken | None:
     """Return the row that a treatment writes for one match; None where it stays text."""
     operands = text[match.start : match.end].partition("=")[0].rstrip()
     result = match.end - len(str(match.product))
     match name:
         case "operands":
-            return Row(match.start, match.start + len(operands), match.token)
+            return PlacedToken(match.start, match.start + len(operands), match.token)
         case "appended":
-            return Row(match.end, match.end, match.token)
+            return PlacedToken(match.end, match.end, match.token)
         case "generic" | "result" if match.form == "expression":
             return None
         case "generic":
-            return Row(result, result, GENERIC_ROW)
+            return PlacedToken(result, result, GENERIC_ROW)
         case "result":
-            return Row(result, match.end, RESULT_ROWS[match.product])
-    return Row(match.start, match.end, match.token)
+            return PlacedToken(result, match.end, RESULT_ROWS[match.product])
+    return PlacedToken(match.start, match.end, match.token)
 
 
 def _heads(text: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from domain_tokens.data import Problem
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint, _decode
 from domain_tokens.injection import find_facts, stands_right
-from domain_tokens.treatments import Row
+from domain_tokens.treatments import PlacedToken
 from domain_tokens.vocabulary import FACTS
 
 
@@ -22,11 +22,13 @@ def read_response(
     return text, [(row.start, row.end) for row in rows]
 
 
-def _read_rows(subject: LoadedCheckpoint, token_ids: Sequence[int]) -> tuple[str, list[Row]]:
+def _read_rows(
+    subject: LoadedCheckpoint, token_ids: Sequence[int]
+) -> tuple[str, list[PlacedToken]]:
     layout, treatment = subject.layout, subject.treatment
     text = _decode(subject, token_ids)
     rows = [
-        Row(
+        PlacedToken(
             len(_decode(subject, token_ids[:at])),
             len(_decode(subject, token_ids[: at + 1])),
             FACTS[token - layout.first_fact_id],

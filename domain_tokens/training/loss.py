@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: summed over supervised tokens, or per token."""
+"""The loss of a micro-batch, summed; `trainer` divides it by the step's supervised tokens."""
 
 import math
 from collections.abc import Sequence

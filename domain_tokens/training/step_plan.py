@@ -1,4 +1,4 @@
-"""The one SFT run: planned optimizer steps on transformers.Trainer."""
+"""Which examples make each optimizer step, and how they share packed sequences."""
 
 import heapq
 import math
