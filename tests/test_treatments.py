@@ -25,7 +25,7 @@ from domain_tokens.treatments import (
     FACT_TOKENS,
     GENERIC_ROW,
     NAMES,
-    Row,
+    PlacedToken,
     Treatment,
     count_occurrences,
     draw_half,
@@ -472,7 +472,7 @@ def test_another_treatment_than_the_parents_is_refused_by_name():
 def test_rows_without_places_are_found_by_name():
     treatment = of("operands")
     assert treatment.read_back(f"{F}=54") == "6*9=54"
-    assert treatment.read_rows(f"so {F}=54") == ("so 6*9=54", [Row(3, 6, F)])
+    assert treatment.read_rows(f"so {F}=54") == ("so 6*9=54", [PlacedToken(3, 6, F)])
 
 
 def test_the_audit_counts_what_an_epoch_reads_and_learns(tokenizer):
