@@ -239,7 +239,7 @@ class _Response:
 
     @property
     def treatable(self) -> int:
-        """How many matches the treatment would treat."""
+        """How many rows and masked spans the treatment would give it."""
         return len(self.written.rows) + len(self.written.masked)
 
 
@@ -271,20 +271,18 @@ class _ResponseEncoder:
         return _Response(text, plain, facts, segments, match_bytes, written)
 
     def treated(self, response: _Response, room: int) -> tuple[_Tokens, int]:
-        """Return a response as it is trained on, and how many matches were treated.
+        """Return a response as it is trained on, and how many rows and masked spans it has.
 
         room: tokens that it may have beyond its length.
         """
         rows, masked = response.written.rows, response.written.masked
-        if masked:
-            return (self._masked(response.plain, masked) if self.masks else response.plain), len(
-                masked
-            )
         tokens = self._with_rows(response, rows)
         while len(tokens.ids) - response.length > room:
             rows = rows[:-1]
             tokens = self._with_rows(response, rows)
-        return tokens, len(rows)
+        if masked and self.masks:
+            tokens = self._masked(tokens, masked)
+        return tokens, len(rows) + len(masked)
 
     def _with_rows(self, response: _Response, rows: Sequence[PlacedToken]) -> _Tokens:
         if not rows:
@@ -294,7 +292,10 @@ class _ResponseEncoder:
         return _with_roles(self._tokens(response.text, rows), response.segments, rows)
 
     def _masked(self, tokens: _Tokens, masked: Sequence[tuple[int, int]]) -> _Tokens:
-        """Take the loss from every token that has a part in a masked span."""
+        """Take the loss from every token that has a part in a masked span.
+
+        A row that is only added, at either end of a span, has none.
+        """
         roles, nearest = list(tokens.roles), 0
         for at, (start, end) in enumerate(tokens.spans):
             while nearest < len(masked) and masked[nearest][1] <= start:

@@ -35,6 +35,7 @@ from domain_tokens.merges import WORD_ENDS
 from domain_tokens.vocabulary import FACT_PAIRS, FACTS
 
 TREATMENT_VERSION = "1"
+UNRECORDED_VERSION = "1"  # of cards from before treatments were recorded
 
 Name = Literal[
     "fact_token",
@@ -72,7 +73,10 @@ class PlacedToken:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a treatment does to a text: rows in order, and spans of characters without loss."""
+    """What a treatment does to a text: rows and spans of characters without loss, each in order.
+
+    Both refer to the text as it was; they may be there together, and overlap.
+    """
 
     rows: tuple[PlacedToken, ...] = ()
     masked: tuple[tuple[int, int], ...] = ()
@@ -279,13 +283,22 @@ def treatment_of(card: Mapping[str, Any] | None) -> Treatment | None:
 
 
 def treatment_from(record: Mapping[str, Any] | None) -> Treatment | None:
-    """Return the treatment of a run card's record; raises ValueError where it is none."""
+    """Return the treatment of a run card's record.
+
+    Raises ValueError for one that belies itself, or that other code means otherwise.
+    """
     if record is None:
         return None
     if record["name"] not in NAMES:
         raise ValueError(
             f"the run card names treatment {record['name']!r}, wanted one of {', '.join(NAMES)}; "
             "read it with the code that wrote it"
+        )
+    if record["version"] != TREATMENT_VERSION:
+        raise ValueError(
+            "by the run card the checkpoint was trained under version "
+            f"{record['version']} of the treatments, and this code has {TREATMENT_VERSION}; use "
+            "the code that trained it (the card's code.commit), or train it again with this code"
         )
     merges = tuple(record["meanings"].items()) if record["name"] == "matched_merges" else ()
     merges = tuple((row, merge) for row, merge in merges if row in record["facts"])
@@ -306,7 +319,6 @@ def _expected(record: Mapping[str, Any], treatment: Treatment) -> dict[str, Any]
         half_a, half_b = draw_half(draw["occurrences"], draw["seed"])
         facts = {"half_a": half_a, "half_b": half_b}.get(record["treated_facts"], facts)
     return {
-        "version": TREATMENT_VERSION,
         "treated_facts": record["treated_facts"] if draw else "all",
         "facts": [fact for fact in FACTS if fact in facts],
         "meanings": treatment.meanings,
@@ -323,7 +335,7 @@ def record_in(card: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return card["treatment"]
     if card["condition"] != "mul_tokens" or not card.get("inject", True):
         return None
-    return record_of(FACT_TOKENS, treated_facts="all")
+    return {**record_of(FACT_TOKENS, treated_facts="all"), "version": UNRECORDED_VERSION}
 
 
 def refuse_other_treatment(

@@ -25,8 +25,10 @@ from domain_tokens.treatments import (
     FACT_TOKENS,
     GENERIC_ROW,
     NAMES,
+    TREATMENT_VERSION,
     PlacedToken,
     Treatment,
+    Written,
     count_occurrences,
     draw_half,
     record_of,
@@ -70,7 +72,7 @@ def written(treatment, text, key=""):
 
 # What is written
 
-TABLE = {  # design §5, for 6*9=54 and for a bare 6*9
+TABLE = {  # the docstring of treatments.py, for 6*9=54 and for a bare 6*9
     "fact_token": (F, F),
     "unsupervised": ("6*9=54", "6*9"),
     "generic": (f"6*9={GENERIC_ROW}54", "6*9"),
@@ -82,7 +84,7 @@ TABLE = {  # design §5, for 6*9=54 and for a bare 6*9
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_table_of_the_design(name):
+def test_the_table_of_the_docstring(name):
     assert written(of(name), "It is 6*9=54.") == f"It is {TABLE[name][0]}."
     assert written(of(name), "It is 6*9.") == f"It is {TABLE[name][1]}."
     assert set(TABLE) | {"mixed"} == set(NAMES)
@@ -300,6 +302,43 @@ def test_unsupervised_is_the_baseline_but_for_the_loss_of_the_span(tokenizer, pl
     assert measured.token_roles.tolist() == text.token_roles.tolist()
 
 
+@dataclasses.dataclass(frozen=True)
+class Both(Treatment):
+    """Masks the operands of a fact and writes a row for its result, or for all of it at its end."""
+
+    after: bool = False
+
+    def write(self, text, matches, *, key=""):
+        name = "appended" if self.after else "result"
+        rows = Treatment(name, self.facts).write(text, matches).rows
+        ends = [m.end if self.after else text.index("=", m.start) for m in matches]
+        return Written(rows, tuple((m.start, e) for m, e in zip(matches, ends, strict=True)))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_rows_and_masked_spans_of_one_text_are_both_written(tokenizer, plain, after):
+    """A treatment that gave both lost its rows without a word."""
+    chat = [("user", "q"), ("assistant", "It is 6*9=54, 2*3=6.")]
+    rows = treating(plain, of("appended" if after else "result")).example("1", chat, max_length=99)
+    renderer = treating(plain, Both("result", after=after))
+    made = renderer.example("1", chat, max_length=99)
+    assert made.input_ids.tolist() == rows.input_ids.tolist()
+    assert [f for f in FACTS if tokenizer.convert_tokens_to_ids(f) in made.input_ids] == (
+        ["<MUL_2_3_6>", F] if after else ["<MUL_1_6_6>", F]
+    )
+    changed = made.token_roles != rows.token_roles
+    assert set(made.token_roles[changed]) == {PROMPT}
+    masked = " 6*9=54 2*3=6" if after else " 6*9 2*3"
+    assert tokenizer.decode(made.input_ids[changed]) == masked
+    assert (made.facts, made.untreated) == (4, 0)
+    measured = renderer.with_all_loss().example("1", chat, max_length=99)
+    assert measured.token_roles.tolist() == rows.token_roles.tolist()
+    if after:  # what has no room stays text; its span is masked all the same
+        short = renderer.example("1", chat, max_length=len(made.input_ids) - 1)
+        assert (short.facts, short.untreated) == (3, 1)
+        assert short.supervised == made.supervised - 1
+
+
 def test_mixed_is_a_fair_coin_of_example_and_place():
     text = "2*3=6. " * 50
     treatment, count = of("mixed"), 0
@@ -444,6 +483,17 @@ def test_a_treatment_is_read_from_the_card_alone(name, which):
 def test_a_changed_record_is_refused(key, value):
     with pytest.raises(ValueError, match="the run card"):
         treatment_from({**a_record(), key: value})
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_card_of_another_version_is_not_called_changed(recorded, monkeypatch):
+    """It said "it was changed; train that checkpoint again" of every older checkpoint."""
+    card = {"stage": "sft", "condition": "mul_tokens"}
+    card |= {"treatment": a_record()} if recorded else {}  # one without was of the first version
+    monkeypatch.setattr("domain_tokens.treatments.TREATMENT_VERSION", "7")
+    words = rf"trained under version {TREATMENT_VERSION} of the treatments, .* code has 7; use"
+    with pytest.raises(ValueError, match=words):
+        treatment_of(card)
 
 
 def test_older_cards_are_read_as_what_they_meant():

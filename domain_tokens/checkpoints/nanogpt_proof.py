@@ -26,7 +26,7 @@ WRAPPER = re.compile(
     r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 GPT2_TOKENS, EOS, FACT_COUNT = 50_257, 50_256, 45
-FACT_NOISE = 0.1  # of a column's standard deviation: design §2, as vocabulary.py documents it
+FACT_NOISE = 0.1  # of a column's standard deviation, as vocabulary.py documents it
 # Keys of config.json that no logit of the language model depends on.
 UNREAD_KEYS = {
     "initializer_range": "new weights only",

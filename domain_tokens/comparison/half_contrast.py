@@ -1,4 +1,4 @@
-"""The arithmetic of half tables: contrast, Fisher's randomisation test and dose (design §5).
+"""The arithmetic of half tables (design §5: contrast, Fisher's randomisation test), and the dose.
 
 Legend: S seeds, n units (facts, or items of which each uses some facts), N redraws, F facts.
 """

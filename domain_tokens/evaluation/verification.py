@@ -6,7 +6,7 @@ functions are right is for the tests' own oracle to say.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from domain_tokens.inference import Constraints, Response
 from domain_tokens.prompts import Renderer
 from domain_tokens.runs import (
     EVALUATION_LINES,
+    EVALUATION_RESULTS,
     SEAL,
     ProbeSection,
     as_written_today,
@@ -55,6 +56,7 @@ from domain_tokens.runs import (
     file_digest,
     format_versions,
     hash_json,
+    lacked_keys,
     read_lines,
     read_sealed,
 )
@@ -119,9 +121,13 @@ def verify_results(results: Path, tree: dict[str, Any], items: Sequence[Item]) -
         stories = name == "stories"
         _verify_scores(results, name, others["scores"], STORIES if stories else TEMPLATES)
         again = (story_metrics if stories else arithmetic_metrics)(items, others["scores"])
-    again |= decoding_speed(items, claimed["seconds"])
+    # Without seconds, the two speeds still have to be of one time.
+    known = "seconds" in claimed
+    seconds = claimed["seconds"] if known else len(items) / claimed["samples_per_second"]
+    again |= decoding_speed(items, seconds)
     again |= {"condition": card["condition"], "model_path": claimed["model_path"]}
-    _refuse_difference(again, claimed, f"{results}: metrics", "its items say")
+    lacked = {k.removeprefix("metrics.") for k in lacked_keys(EVALUATION_RESULTS[name], [tree])}
+    _refuse_difference(again, claimed, f"{results}: metrics", "its items say", lacked=lacked)
     return notices
 
 
@@ -138,10 +144,11 @@ def _verify_card(results: Path, tree: dict[str, Any]) -> None:
     ]
     pairs += [("parent.path", card["parent"]["path"], card["model_path"])]
     pairs += [("stage", card["stage"], results.name.removesuffix("_results.json"))]
-    if card["reading"] is None:
+    reading = card.get("reading")
+    if reading is not None:
+        pairs += [("data.source", card["data"]["source"], reading["source"])]
+    elif "reading" in card and "sources" in card:
         pairs += [("sources", card["sources"], {})]
-    else:
-        pairs += [("data.source", card["data"]["source"], card["reading"]["source"])]
     if training:
         check_seal(results.parent / f"{results.name} (card.training)", training)
         names = ("seed", "condition", "weights", "tokenizer", "model")
@@ -159,6 +166,7 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
             raise UserError(f"{path}: card.decode.suite is not that of {name}; evaluate again")
         _verify_probes(path, items, card)
     longest = card["decode"]["max_new_tokens"]
+    lacked = lacked_keys(EVALUATION_LINES[name]["items"], items)
     same = all(card["formats"][k] == format_versions()[k] for k in ("answers", "injector"))
     for item in items:
         where = f"{path}: {item['id']}"
@@ -171,9 +179,7 @@ def _verify_items(results: Path, name: str, items: Sequence[Item], card: dict[st
             again = derived_keys(name, item)
             if card["formats"].get("attribution") != ATTRIBUTION_VERSION:
                 again.pop("first_wrong", None)
-            _refuse_difference(
-                again, {key: item.get(key) for key in again}, where, "it follows that it is"
-            )
+            _refuse_other_keys(again, item, where, "it follows that it is", lacked=lacked)
         count = len(item["token_ids"])
         if (item["stop_reason"] == "length") != (count == longest) or count > longest:
             raise UserError(
@@ -263,6 +269,7 @@ def verify_tokens(results: Path, folder: Path) -> str:
     renderer, start = Renderer(subject.tokenizer), card["decode"].get("response_prefix", "")
     items = bound_lines(results, tree, "items")
     constraints = constraints_of(subject, card["decode"])
+    lacked = lacked_keys(EVALUATION_LINES[card["stage"]]["items"], items)
     for item in items:
         _verify_constraints(results, constraints, item["id"], item["token_ids"])
         prompt = renderer.prompt([("user", item["prompt"])], response_prefix=start)
@@ -274,9 +281,8 @@ def verify_tokens(results: Path, folder: Path) -> str:
             again |= reserved_counts(subject, item["token_ids"], right)
         else:
             del again["mul_tokens_correct"]  # the data say what is right
-        _refuse_difference(
-            again, {k: item.get(k) for k in again}, f"{results}: {item['id']}", "its tokens say"
-        )
+        where = f"{results}: {item['id']}"
+        _refuse_other_keys(again, item, where, "its tokens say", lacked=lacked)
     if "rationales" in tree:
         for item, line in zip(items, bound_lines(results, tree, "rationales"), strict=True):
             pairs = list(zip(line["token_ids"], line["stop_reasons"], strict=True))
@@ -285,12 +291,8 @@ def verify_tokens(results: Path, folder: Path) -> str:
             cuts = [
                 cut_before_answer(subject.tokenizer, Response(ids, stop))[1] for ids, stop in pairs
             ]
-            _refuse_difference(
-                {"forced_cuts": sum(cuts)},
-                {"forced_cuts": item["forced_cuts"]},
-                f"{results}: {item['id']}",
-                "its rationales say",
-            )
+            where, again = f"{results}: {item['id']}", {"forced_cuts": sum(cuts)}
+            _refuse_other_keys(again, item, where, "its rationales say", lacked=lacked)
     return f"{len(items)} responses from their tokens"
 
 
@@ -318,18 +320,16 @@ def verify_data(results: Path, folder: Path) -> str:
     if not Path(reading["source"]).exists():
         return f"{reading['source']} (not here)"
     loaded = load_problems(**reading)
-    _refuse_difference(
-        file_hashes(reading["source"], split=reading["split"]),
-        card["sources"],
-        f"{results}: card.sources",
-        "the data say",
-    )
+    if "sources" in card:
+        again = file_hashes(reading["source"], split=reading["split"])
+        _refuse_difference(again, card["sources"], f"{results}: card.sources", "the data say")
     if loaded.fingerprint != card["data"]["test"]:
         raise UserError(f"{results}: {reading['source']} does not hold the rows of card.data.test")
     subject, items = subject_of(folder), bound_lines(results, tree, "items")
     questions = gsm8k_questions(subject, loaded.items)
     if len(items) != len(questions):
         raise UserError(f"{results} has {len(items)} items, the data {len(questions)}")
+    lacked = lacked_keys(EVALUATION_LINES["gsm8k"]["items"], items)
     for item, problem, question in zip(items, loaded.items, questions, strict=True):
         facts = facts_in_solution(subject, problem)
         belong = rows_of(subject, facts)
@@ -341,21 +341,30 @@ def verify_data(results: Path, folder: Path) -> str:
             "gold": question.gold,
             "applicable": bool(facts),
             "mul_tokens_correct": sum(i in belong for i in item["token_ids"]),
+            "gold_facts": names_of(subject, facts),
         }
-        if "gold_facts" in items[0]:  # newer than some evaluations
-            again["gold_facts"] = names_of(subject, facts)
-        _refuse_difference(
-            again, {k: item.get(k) for k in again}, f"{results}: {question.id}", "the data say"
-        )
+        where = f"{results}: {question.id}"
+        _refuse_other_keys(again, item, where, "the data say", lacked=lacked)
     return f"{len(items)} questions and golds"
 
 
-def _refuse_difference(actual: Any, claimed: Any, where: str, says: str) -> None:
+def _refuse_other_keys(
+    again: Item, item: Item, where: str, says: str, *, lacked: Collection[str]
+) -> None:
+    """Hold an item against some of its keys that were computed again."""
+    _refuse_difference(again, {k: item[k] for k in again if k in item}, where, says, lacked=lacked)
+
+
+def _refuse_difference(
+    actual: Any, claimed: Any, where: str, says: str, *, lacked: Collection[str] = ()
+) -> None:
+    """Raise UserError at the first key that differs; lacked: those of which nothing is claimed."""
     for key, value, claim in _differing(actual, claimed, ""):
-        raise UserError(
-            f"{where}: {key} is {_short(claim)}, {says} {_short(value)}; they are not of one run: "
-            "evaluate again"
-        )
+        if key not in lacked:
+            raise UserError(
+                f"{where}: {key} is {_short(claim)}, {says} {_short(value)}; they are not of one "
+                "run: evaluate again"
+            )
 
 
 def _differing(actual: Any, claimed: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

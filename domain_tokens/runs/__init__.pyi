@@ -94,6 +94,7 @@ from .results.evaluation import EVALUATION_RESULTS as EVALUATION_RESULTS
 from .results.files import file_model as file_model
 from .results.record import check_record as check_record
 from .results.record import check_records as check_records
+from .results.record import lacked_keys as lacked_keys
 from .results.record import require_record as require_record
 from .results.record import write_record as write_record
 from .results.training import MEASURED as MEASURED
@@ -185,6 +186,7 @@ __all__ = [
     "is_unicode",
     "job_cpus",
     "key_today",
+    "lacked_keys",
     "load_config",
     "load_plan",
     "lock_output",

@@ -1,6 +1,7 @@
 """Metrics of an evaluation from its lines, by NumPy and a few plain lines: no project code.
 
-It shares nothing with `domain_tokens.metrics`: what both say alike is not said by one mistake.
+It shares nothing with `domain_tokens.evaluation.metrics`: what both say alike is not said by one
+mistake.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Oracle of `domain_tokens.answers`: readers of answers written from design.md §4 alone.
+"""Oracle of `domain_tokens.answers`: readers written from the README's "How answers are read".
 
 Strict: the number in digits after the first `####`; flexible: the last number. They are compared on
 all gold solutions of GSM8K, where they must agree, and on the 300 free responses of the original

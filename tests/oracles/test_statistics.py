@@ -224,7 +224,7 @@ def mean_squares(d):
 
 
 def crossed(d):
-    """Mean, SE and df of design.md §5, in its own words."""
+    """Mean, SE and df of the crossed t, written out again: mean squares, Satterthwaite."""
     seeds, items = d.shape
     s, i, r = mean_squares(d)
     v = max(s + i - r, s, i)

@@ -135,6 +135,21 @@ def missing_keys(kind: type[BaseModel], tree: Any, *, writing: bool) -> Iterator
                 yield _at(path, name)
 
 
+def lacked_keys(kind: type[BaseModel], trees: Iterable[Any]) -> set[str]:
+    """Return the dotted keys that older files may lack and all of these objects lack.
+
+    What is computed again from a file is not held against these: nobody had computed them then.
+    """
+    has: dict[str, bool] = {}
+    for tree in trees:
+        for path, model, node in _records(kind, tree, "", copies=False):
+            for name, field in model.model_fields.items():
+                if "since" in extra_of(field):
+                    key = _at(path, name)
+                    has[key] = has.get(key, False) or name in node
+    return {key for key, there in has.items() if not there}
+
+
 def wrong_values(kind: type[BaseModel], tree: Any, *, copies: bool = True) -> Iterator[str]:
     """Yield, in words, the dotted keys whose values are of another type than their model says."""
     yield from _wrong(kind, tree, "")
