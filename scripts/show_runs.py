@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from domain_tokens.errors import UserError
-from domain_tokens.experiment import Row, plans_in_words, run_rows
+from domain_tokens.experiment import RunSummary, plans_in_words, run_rows
 from domain_tokens.runs import Parser, run_script
 
 EXAMPLE = "uv run python scripts/show_runs.py outputs"
@@ -17,7 +17,7 @@ COLUMNS = (
 )
 
 
-def _shown(row: Row) -> list[str]:
+def _shown(row: RunSummary) -> list[str]:
     numbers = [f"{k} {v:.4g}" for k, v in row.numbers.items() if isinstance(v, int | float)]
     values = [getattr(row, name) for name in COLUMNS[:-1]]
     return ["-" if value is None else str(value) for value in values] + [", ".join(numbers)]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from domain_tokens.comparison.must_equal import find_differences, flatten, untold_by_cards
+from domain_tokens.comparison.must_equal import find_differences, flatten, unrecorded_in_cards
 from domain_tokens.comparison.runs import load_run
 from domain_tokens.errors import UserError
 from domain_tokens.runs.files import file_digest, read_lines, sealed, write_json, write_text
@@ -302,7 +302,7 @@ def test_cards_that_tell_nothing_hide_no_difference_of_those_that_do(experiment)
         for evaluation in run.evaluations.values():
             del evaluation.card["training"]["ancestors"]
     assert find_differences(pairs, []) == []
-    (said,) = [w for w in untold_by_cards([r for p in pairs for r in p]) if "parent" in w]
+    (said,) = [w for w in unrecorded_in_cards([r for p in pairs for r in p]) if "parent" in w]
     assert said.endswith("not say how the parent was trained: only the last stage is compared.")
     for record in tulu(pairs[2][1]):
         change(record, "config.training.learning_rate")

@@ -151,8 +151,8 @@ def test_each_half_of_freezing_is_needed(tiny_model, tmp_path, monkeypatch, faul
         assert not torch.equal(after["fact_rows"], expected["fact_rows"])
 
 
-def test_a_resumed_run_freezes_what_the_first_leg_froze(tiny_model, tmp_path):
-    """Bit for bit as a whole run: the optimizer's state holds what trains, in both legs alike."""
+def test_a_resumed_run_freezes_what_the_first_segment_froze(tiny_model, tmp_path):
+    """Bit for bit as a whole run: the optimizer's state holds what trains, in either segment."""
     whole, part = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
     examples = with_facts(40)
     settings = with_(num_epochs=1, save_steps=2, train="fact_rows", weight_decay=0.3)

@@ -1,4 +1,4 @@
-"""The house has doors: outsiders use what a room's `__init__` names, and nothing else of it."""
+"""Outside a subpackage only its public API is used: what its `__init__.pyi` names."""
 
 import ast
 import importlib
@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "domain_tokens"
-ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+SUBPACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 FOLDERS = ("domain_tokens", "sft", "eval", "sample", "scripts", "benchmarks")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
@@ -23,34 +23,34 @@ def imports(file):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
-def test_the_walk_sees_rooms_and_imports():
-    assert len(ROOMS) == 9
+def test_the_walk_sees_subpackages_and_imports():
+    assert len(SUBPACKAGES) == 9
     assert sum(len(list(imports(file))) for file in FILES) > 300
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_other_rooms_are_entered_by_their_door(file):
+def test_other_subpackages_are_used_by_their_public_api(file):
     own = file.relative_to(PACKAGE).parts[0] if file.is_relative_to(PACKAGE) else None
     for module, name in imports(file):
         parts = module.split(".")
-        inside = len(parts) > 2 and parts[1] in ROOMS and parts[1] != own
+        inside = len(parts) > 2 and parts[1] in SUBPACKAGES and parts[1] != own
         assert not inside, f"{module}.{name}: wanted `from domain_tokens.{parts[1]} import {name}`"
-        if len(parts) == 2 and parts[1] in ROOMS:
-            assert parts[1] != own, f"{name}: within a room modules import each other directly"
+        if len(parts) == 2 and parts[1] in SUBPACKAGES:
+            assert parts[1] != own, f"{name}: within a subpackage import the module"
             assert name in importlib.import_module(module).__all__
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_name_on_a_door_is_there(room):
-    module = importlib.import_module(f"domain_tokens.{room}")
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_every_name_of_a_public_api_is_there(subpackage):
+    module = importlib.import_module(f"domain_tokens.{subpackage}")
     assert module.__all__
     for name in module.__all__:
         assert getattr(module, name) is not None
 
 
-def test_a_door_loads_nothing_until_it_is_used():
-    rooms = ", ".join(f"domain_tokens.{room}" for room in ROOMS)
-    code = f"import sys, {rooms}; print([n for n in ('torch', 'pydantic') if n in sys.modules])"
+def test_a_subpackage_loads_nothing_until_it_is_used():
+    names = ", ".join(f"domain_tokens.{subpackage}" for subpackage in SUBPACKAGES)
+    code = f"import sys, {names}; print([n for n in ('torch', 'pydantic') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -58,21 +58,21 @@ def test_a_door_loads_nothing_until_it_is_used():
 @pytest.mark.parametrize("proof", ["base_proof", "tokenizer_proof", "gguf_proof", "nanogpt_proof"])
 def test_a_proof_reads_no_rule_from_what_it_proves(proof):
     """Our exporter and its proof once read the same filtered tensors, and agreed."""
-    room, files = PACKAGE / "checkpoints", set()
-    waiting = [room / f"{proof}.py"]
+    subpackage, files = PACKAGE / "checkpoints", set()
+    waiting = [subpackage / f"{proof}.py"]
     while waiting:
         file = waiting.pop()
         files.add(file)
         near = {m for m, _ in imports(file) if m.startswith("domain_tokens.checkpoints.")}
-        neighbours = [room / f"{module.rpartition('.')[2]}.py" for module in near]
+        neighbours = [subpackage / f"{module.rpartition('.')[2]}.py" for module in near]
         waiting += [file for file in neighbours if file not in files and file.name != "folder.py"]
     names = {file.stem for file in files}
     assert not names & {"base", "gguf", "nanogpt", "fact_rows"}, names
-    for file in files - {room / "hashes.py"}:
+    for file in files - {subpackage / "hashes.py"}:
         assert "domain_tokens.vocabulary" not in {module for module, _ in imports(file)}, file
 
 
-LIMITS = {ast.ClassDef: 120, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}  # lines, house rule 7
+LIMITS = {ast.ClassDef: 120, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}  # lines
 
 
 def too_long(text):
@@ -105,7 +105,7 @@ WORDS = re.compile(
 
 
 def nameless(text):
-    """Yield every identifier that the house does without, and `longest` as a parameter."""
+    """Yield every identifier that this code does without, and `longest` as a parameter."""
     for node in ast.walk(ast.parse(text)):
         name = next(
             (getattr(node, f) for f in ("id", "arg", "attr", "name") if hasattr(node, f)), ""

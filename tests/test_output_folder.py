@@ -12,9 +12,9 @@ from domain_tokens.evaluation.responses import Answers
 from domain_tokens.inference import Response
 from domain_tokens.runs.files import write_json
 from domain_tokens.runs.output_folder import UNFINISHED_MARKER, open_workspace, release_locks
+from domain_tokens.runs.provenance import CARD_NAME
 from domain_tokens.runs.results.evaluation import EVALUATION_LINES, EVALUATION_RESULTS
 from domain_tokens.runs.results.record import Record
-from domain_tokens.runs.run_card import CARD_NAME
 from tests.conftest import tree
 
 IDENTITY = {"condition": "baseline", "config": {"a": 1}}
@@ -93,7 +93,7 @@ def test_a_finished_folder_stays_until_its_replacement_is_whole(tmp_path):
 
 @pytest.mark.parametrize("state", ["unfinished", "finished"])
 def test_another_runs_folder_is_not_continued(tmp_path, state):
-    """A leg with another learning rate would have been spliced in without a word."""
+    """A segment with another learning rate would have been spliced in without a word."""
     folder = tmp_path / "run"
     make(folder, state)
     before = tree(folder)

@@ -10,7 +10,7 @@ from tests.conftest import call, plant, train, tree
 
 
 class KilledError(RuntimeError):
-    """Stands for a kill: whatever is on disk at that moment is what the next leg finds."""
+    """Stands for a kill: whatever is on disk at that moment is what the next segment finds."""
 
 
 def test_a_killed_training_run_ends_in_the_same_weights(demo, monkeypatch, capsys):
@@ -115,7 +115,7 @@ def test_a_finished_evaluation_is_not_another_checkpoints(demo, capsys):
 
 
 def test_a_run_is_not_resumed_by_other_code(demo, monkeypatch, capsys):
-    """A second leg under changed training code gave weights that no code gives from the start."""
+    """A second segment by changed training code gave weights that no code gives from the start."""
 
     def dying(*args):
         raise KilledError

@@ -24,7 +24,8 @@ def test_whatever_python_loads_is_seen(name):
         [sys.executable, "-c", LOADED.format(name=name)], cwd=ROOT, capture_output=True, text=True
     )
     loaded = {word.removeprefix("domain_tokens.") for word in done.stdout.split()}
-    loaded = {word for word in loaded if path_of(word).is_file()}  # rooms hold no code of their own
+    # The __init__ of a subpackage holds no code.
+    loaded = {word for word in loaded if path_of(word).is_file()}
     paths = {path.relative_to(PACKAGE).with_suffix("") for path in imported(path_of(name))}
     seen = {".".join(path.parts).removesuffix(".__init__") for path in paths}
     assert {name, "prompts", "vocabulary"} <= loaded <= seen
@@ -41,7 +42,8 @@ def test_a_change_of_any_module_that_decides_is_seen_and_of_no_other(tmp_path, m
     plant(monkeypatch, "domain_tokens.runs.source_code.ROOT", tmp_path)
     roots = [path_of(name, package) for name in ("training.trainer", "data.prepared")]
     deciding = set().union(*map(imported, roots))
-    assert path_of("modeling.chunked_loss", package).resolve() in deciding  # by its room's name
+    # Imported as `from domain_tokens.modeling import …`.
+    assert path_of("modeling.chunked_loss", package).resolve() in deciding
     before = code_hash(roots)
     for module in sorted(package.rglob("*.py")):
         text = module.read_text()

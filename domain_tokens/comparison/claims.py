@@ -109,7 +109,7 @@ class Statement:
         return {"about": self.about, "words": self.words, "verdicts": data}
 
 
-def told(statements: Sequence[Statement]) -> dict[str, Any]:
+def as_reported(statements: Sequence[Statement]) -> dict[str, Any]:
     """Return statements as a comparison holds them: in words, and as data."""
     return {
         "verdicts": [statement.text for statement in statements],

@@ -6,10 +6,10 @@ from typing import Any
 from domain_tokens.comparison.arm_account import account_of_arms, ceilings
 from domain_tokens.comparison.arm_statements import statements
 from domain_tokens.comparison.arms import Arms, pair_arms
-from domain_tokens.comparison.claims import told
+from domain_tokens.comparison.claims import as_reported
 from domain_tokens.comparison.half_contrast import Draw
 from domain_tokens.comparison.half_tables import analyse_half_tables, pair_halves
-from domain_tokens.comparison.must_equal import untold_by_cards
+from domain_tokens.comparison.must_equal import unrecorded_in_cards
 from domain_tokens.comparison.over_seeds import _adjust, _estimate
 from domain_tokens.comparison.runs import Run, lineage_clusters, same_base
 from domain_tokens.comparison.values import ENDPOINTS, PRIMARIES
@@ -52,9 +52,9 @@ def compare_arms(
         "ceilings": ceilings(arms),
         "pilot": [str(run.folder) for run in pilot] or None,
         "notices": [n for run in runs for e in run.evaluations.values() for n in e.notices],
-        "untold": list(untold_by_cards(runs)),
+        "untold": list(unrecorded_in_cards(runs)),
     }
-    return report | told(list(statements(report, arms, plan, pilot)))
+    return report | as_reported(list(statements(report, arms, plan, pilot)))
 
 
 def _family_size(plan: ArmsPlan, role: str) -> int:

@@ -142,10 +142,10 @@ def _redraw(
 ) -> tuple[list[np.ndarray] | None, list[str]]:
     """Return halves drawn again for each seed, [N, 45] each; None, and why, without a draw."""
     counts = [occurrences_of(pair[0]) for pair in study.pairs]
-    untold = [pair[0].folder for pair, c in zip(study.pairs, counts, strict=True) if c is None]
-    if untold:
+    unrecorded = [pair[0].folder for pair, c in zip(study.pairs, counts, strict=True) if c is None]
+    if unrecorded:
         return None, [
-            f"{untold[0]} does not record how its half was drawn (training.treatment.draw): no "
+            f"{unrecorded[0]} does not record how its half was drawn (training.treatment.draw): no "
             "randomisation test."
         ]
     pools: dict[str, np.ndarray] = {}

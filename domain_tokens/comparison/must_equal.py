@@ -1,4 +1,4 @@
-"""What has to be the same in both arms, and what a card does not tell."""
+"""What has to be the same in both arms, and what cards do not record."""
 
 import difflib
 from collections import Counter
@@ -99,10 +99,10 @@ def _of_ancestors(training: dict[str, Any]) -> dict[str, Any]:
         if name == "training":
             continue
         keys = ("seed", "tokenizer", "order_digest", "formats", "config", "data", *SETTING_PARTS)
-        told = {key: record[key] for key in keys if key in record}
-        if "config" in told:
-            told["config"] = with_later_keys(told["config"])
-        flat |= flatten(told, name)
+        recorded = {key: record[key] for key in keys if key in record}
+        if "config" in recorded:
+            recorded["config"] = with_later_keys(recorded["config"])
+        flat |= flatten(recorded, name)
         flat.pop(f"{name}.config.training.seed", None)  # it is the stage's `seed`
         against = f"{name}.config.data.decontaminate_against"
         if against in flat:
@@ -134,7 +134,7 @@ def find_differences(
             evaluations = [run.evaluations[name] for run in (a, b)]
             cards = _with_recorded([_must_equal(e) for e in evaluations], evaluations)
             known.update(*cards)
-            told = all(_tells_ancestors(evaluation.card) for evaluation in evaluations)
+            recorded = all(_records_ancestors(evaluation.card) for evaluation in evaluations)
             folders = (str(a.folder), str(b.folder))
             differences += [
                 Difference(key, folders, (cards[0].get(key), cards[1].get(key)))
@@ -142,7 +142,7 @@ def find_differences(
                 if cards[0].get(key) != cards[1].get(key)
                 and compared(key)
                 and key not in by_design
-                and (told or not key.startswith(ANCESTORS))
+                and (recorded or not key.startswith(ANCESTORS))
             ]
     allowed = [key_today(key) for key in allowed]
     runs = [run for pair in pairs for run in pair]
@@ -178,15 +178,15 @@ def _comparisons(
 ) -> Iterator[tuple[Run, Run, Callable[[str], bool]]]:
     """Yield which runs are compared, and in which keys."""
     first = pairs[0][0]
-    telling = [run for pair in pairs for run in pair if _tells_ancestors(run.card)]
+    recording = [run for pair in pairs for run in pair if _records_ancestors(run.card)]
     for baseline, mul_tokens in pairs:
         yield baseline, mul_tokens, lambda key: True
         yield first, baseline, lambda key: not _is_seeded(key)
-    for run in telling[1:]:  # where the first run tells nothing, others still may
-        yield telling[0], run, lambda key: key.startswith(ANCESTORS) and not _is_seeded(key)
+    for run in recording[1:]:  # where the first run records nothing, others still may
+        yield recording[0], run, lambda key: key.startswith(ANCESTORS) and not _is_seeded(key)
 
 
-def _tells_ancestors(card: dict[str, Any]) -> bool:
+def _records_ancestors(card: dict[str, Any]) -> bool:
     """Return whether a card says how the parent of its checkpoint was trained, if it was."""
     training = card["training"]
     if not training or training["stage"] == "base":
@@ -231,9 +231,9 @@ def _treatment_in_words(record: Any) -> str:
     return f"{record.get('name')} of {record.get('treated_facts')} ({hash_json(record)[:8]})"
 
 
-def untold_by_cards(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield, in words, what the cards of runs do not tell, so that it was not compared."""
-    folders = [str(run.folder) for run in runs if not _tells_ancestors(run.card)]
+def unrecorded_in_cards(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield, in words, what is not recorded in the cards of runs, so that it was not compared."""
+    folders = [str(run.folder) for run in runs if not _records_ancestors(run.card)]
     if folders:
         yield (
             f"{', '.join(folders)} {'do' if len(folders) > 1 else 'does'} not say how the parent "
@@ -268,9 +268,9 @@ def _with_recorded(
     That is config.json's keys, the shape of the model, and how the items were read from their data.
     """
     for name in ("architecture", "reading"):
-        told = [evaluation.card.get(name) for evaluation in evaluations]
-        if None not in told:
-            cards = [c | flatten(t, name) for c, t in zip(cards, told, strict=True)]
+        recorded = [evaluation.card.get(name) for evaluation in evaluations]
+        if None not in recorded:
+            cards = [c | flatten(t, name) for c, t in zip(cards, recorded, strict=True)]
     return [{k: value for k, value in card.items() if not _is_left_out(k)} for card in cards]
 
 

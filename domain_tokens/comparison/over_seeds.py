@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from domain_tokens.comparison.claims import Statement, told
+from domain_tokens.comparison.claims import Statement, as_reported
 from domain_tokens.comparison.power import (
     Aim,
     RunNoise,
@@ -90,7 +90,7 @@ def analyse(
         "pilot": [str(run.folder) for run in pilot] or None,
         "replicates_differ_in": replicates_differ_in(pairs),
         "endpoints": estimates + ([interaction] if interaction else []),
-        **told([*_verdicts(primaries, plan, context), *(Statement(note) for note in notes)]),
+        **as_reported([*_verdicts(primaries, plan, context), *(Statement(note) for note in notes)]),
     }
 
 

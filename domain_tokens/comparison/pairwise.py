@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from domain_tokens.comparison.claims import PairVerdict, Statement
-from domain_tokens.comparison.must_equal import untold_by_cards
+from domain_tokens.comparison.must_equal import unrecorded_in_cards
 from domain_tokens.comparison.over_seeds import analyse
 from domain_tokens.comparison.runs import ACCURACIES, ARMS, TESTED, Evaluation, Run, endpoints_of
 from domain_tokens.comparison.words import pair_sentence, pairs_sentence
@@ -50,14 +50,14 @@ def compare_runs(
         "pairs": compared,
         "mean_deltas": _mean_deltas(compared),
         "cross_base": [str(r.folder) for r in runs if (r.card["training"] or {}).get("cross_base")],
-        "untold": list(untold_by_cards(runs)),
+        "untold": list(unrecorded_in_cards(runs)),
         "analysis": analyse(pairs, plan, pilot),
     }
-    told = list(_verdicts(report, plan.alpha))
-    report["verdicts"] = [*report["analysis"]["verdicts"], *(of_pair.text for of_pair in told)]
+    of_pairs = list(_verdicts(report, plan.alpha))
+    report["verdicts"] = [*report["analysis"]["verdicts"], *(s.text for s in of_pairs)]
     report["statements"] = [
         *report["analysis"]["statements"],
-        *(of_pair.as_data() for of_pair in told),
+        *(s.as_data() for s in of_pairs),
     ]
     return report
 

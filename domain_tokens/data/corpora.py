@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from domain_tokens.data.examples import (
     Conversation,
-    Example,
+    DataRow,
     IrregularError,
     Problem,
     canonical_json,
@@ -38,7 +38,7 @@ SHOWN_ROWS = 5  # irregular rows of a kind that a message names
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Generic[Example]):
+class Loaded(Generic[DataRow]):
     """The examples that were kept, sorted by rank, and what is needed to account for the others.
 
     total_rows: rows read, whatever became of them. duplicates: rows that repeat another's content.
@@ -50,7 +50,7 @@ class Loaded(Generic[Example]):
     where: config key and source, for messages.
     """
 
-    items: list[Example]
+    items: list[DataRow]
     total_rows: int
     duplicates: int
     fingerprint: str
@@ -114,8 +114,8 @@ def digest_of_ids(ids: Iterable[str]) -> str:
 
 
 def hold_out(
-    items: Sequence[Example], *, count: int, seed: int
-) -> tuple[list[Example], list[Example]]:
+    items: Sequence[DataRow], *, count: int, seed: int
+) -> tuple[list[DataRow], list[DataRow]]:
     """Split off the `count` examples of smallest rank; both parts keep the order of `items`.
 
     Raises UserError if nothing would be left.
@@ -131,7 +131,7 @@ def hold_out(
     return kept, [item for item in items if item.id in held_ids]
 
 
-def _fingerprint(items: Iterable[Example]) -> str:
+def _fingerprint(items: Iterable[DataRow]) -> str:
     total = hashlib.sha256()
     for item in sorted(items, key=lambda item: item.id):
         total.update(canonical_json(example_identity(item)) + b"\n")
@@ -226,8 +226,8 @@ def load_questions(source: str, *, split: str, key: str) -> list[str]:
 
 
 def without_rows_of(
-    items: Sequence[Example], others: Iterable[Example]
-) -> tuple[list[Example], int]:
+    items: Sequence[DataRow], others: Iterable[DataRow]
+) -> tuple[list[DataRow], int]:
     """Leave out the examples that `others` hold, too, under whatever id; return how many they were.
 
     Problems are the same by their question, conversations by all their turns; space around a turn
@@ -246,7 +246,7 @@ def _content_key(item: Conversation | Problem) -> bytes:
     return hashlib.blake2b(canonical_json(content), digest_size=16).digest()
 
 
-class _Subset(Generic[Example]):
+class _Subset(Generic[DataRow]):
     """The `limit` examples of smallest (rank, id) so far, in whatever order they come.
 
     Of rows with one content the smallest (rank, id) is kept: the same one in every file order.
@@ -258,11 +258,11 @@ class _Subset(Generic[Example]):
         self._contents: dict[str, bytes] = {}  # id -> hash of its content
         self._rows = array("q")  # of the ids, in their order
         self._ids: dict[bytes, str] = {}  # hash of a content -> the id that it is kept under
-        self._chosen: dict[str, Example] = {}
+        self._chosen: dict[str, DataRow] = {}
         # (-rank, id), so that the heap's top is the next to go; may hold ids that went before
         self._worst_first: list[tuple[int, str]] = []
 
-    def add(self, item: Example) -> None:
+    def add(self, item: DataRow) -> None:
         """Take an example in; raises UserError where its id stands for another content."""
         content = hashlib.blake2b(
             canonical_json(example_identity(item)[1:]), digest_size=16
@@ -293,14 +293,14 @@ class _Subset(Generic[Example]):
         while self._limit is not None and len(self._chosen) > self._limit:
             self._chosen.pop(heapq.heappop(self._worst_first)[1], None)
 
-    def items(self) -> list[Example]:
+    def items(self) -> list[DataRow]:
         """Return what was kept, sorted by rank."""
         return sorted(self._chosen.values(), key=lambda item: self._key(item.id))
 
     def _key(self, example_id: str) -> tuple[int, str]:
         return hash_rank(self._seed, example_id), example_id
 
-    def _same_label(self, item: Example) -> None:
+    def _same_label(self, item: DataRow) -> None:
         """Of two sub-corpora that one example is said to be from, keep the first by name."""
         earlier = self._chosen.get(item.id)
         if isinstance(item, Conversation) and isinstance(earlier, Conversation):
@@ -309,15 +309,15 @@ class _Subset(Generic[Example]):
 
 def _collect(
     rows: Iterable[dict],
-    build: Callable[[dict, int], Example],
+    build: Callable[[dict, int], DataRow],
     *,
     where: str,
     limit: int | None,
     seed: int,
     label: str,
-) -> Loaded[Example]:
+) -> Loaded[DataRow]:
     """Build, count and draw, in one pass and whatever the row order."""
-    subset: _Subset[Example] = _Subset(limit, seed, where)
+    subset: _Subset[DataRow] = _Subset(limit, seed, where)
     irregular: dict[str, list[int]] = {}
     first: dict[str, str] = {}  # reason -> what was found in the first such row
     total = 0

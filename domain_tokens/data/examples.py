@@ -37,7 +37,8 @@ class Problem:
     row: int = field(default=0, compare=False)
 
 
-Example = TypeVar("Example", Conversation, Problem)
+# A row as it was read: `prompts` makes an Example of it.
+DataRow = TypeVar("DataRow", Conversation, Problem)
 
 
 class IrregularError(Exception):

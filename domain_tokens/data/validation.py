@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from domain_tokens.data.corpora import without_rows_of
-from domain_tokens.data.examples import Example
+from domain_tokens.data.examples import DataRow
 from domain_tokens.data.sources import same_rows
 from domain_tokens.errors import UserError
 
@@ -65,8 +65,8 @@ def no_test_rows(data: "DataSection") -> str:
 
 
 def apart_from_training(
-    validation: Sequence[Example], training: Sequence[Example]
-) -> tuple[list[Example], Counter[str]]:
+    validation: Sequence[DataRow], training: Sequence[DataRow]
+) -> tuple[list[DataRow], Counter[str]]:
     """Return the validation rows that are not trained on, and the count of the others by reason.
 
     Raises UserError where all of them are trained on.

@@ -90,7 +90,7 @@ def load_to_decode(folder: Path, device: Device, card: dict[str, Any] | None) ->
 
 
 def treatment_in(folder: Path, card: dict[str, Any] | None) -> Treatment | None:
-    """Return what a checkpoint was trained under; UserError where its run card belies itself."""
+    """Return what a checkpoint was trained under; UserError if its run card contradicts itself."""
     try:
         return treatment_of(card)
     except ValueError as error:

@@ -108,7 +108,7 @@ class PartialResponses:
         )
 
     def start(self, *, keep: bool) -> dict[str, Response]:
-        """Begin this process's file and return the responses of an earlier leg by item id.
+        """Begin this process's file and return the responses of an earlier segment by item id.
 
         All processes do so together. keep: use what is there; otherwise it is removed.
         """
@@ -197,7 +197,7 @@ class Answers:
         return (State.UNFINISHED if self._partial.files() else State.EMPTY), ""
 
     def begin(self) -> dict[str, Response]:
-        """Make the folder and return the responses of an earlier leg by item id."""
+        """Make the folder and return the responses of an earlier segment by item id."""
         if not self._locked and is_main_process():
             make_folder(self.folder)
             lock_output(self._lock)

@@ -4,7 +4,7 @@ from .layout import Options as Options
 from .plan import Experiment as Experiment
 from .progress import Planned as Planned
 from .progress import planned as planned
-from .run_table import Row as Row
+from .run_table import RunSummary as RunSummary
 from .run_table import plans_in_words as plans_in_words
 from .run_table import run_rows as run_rows
 from .runner import chosen_lineages as chosen_lineages
@@ -24,7 +24,7 @@ __all__ = [
     "Experiment",
     "Options",
     "Planned",
-    "Row",
+    "RunSummary",
     "Stage",
     "chosen_lineages",
     "compare_arms",

@@ -24,7 +24,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RunSummary:
     """One run: when it ended (or was last written to), what it is, and what it found.
 
     treatment, half: how facts were written and which of them; None where none was. state: finished,
@@ -45,7 +45,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-def run_rows(root: Path) -> list[Row]:
+def run_rows(root: Path) -> list[RunSummary]:
     """Return all runs below a folder, newest first; what cannot be read is a row that says so."""
     tree = code_identity()["tree"]
     rows = [row for folder in _folders(root) for row in _rows_of(folder, root, tree)]
@@ -60,7 +60,7 @@ def _folders(root: Path) -> Iterator[Path]:
             yield path
 
 
-def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
+def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[RunSummary]:
     name = str(folder.relative_to(root)) if folder != root else folder.name
     card = _read(folder / CARD_NAME)
     for file, (stage, section, keys) in STAGES.items():
@@ -69,11 +69,11 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
             continue
         results = _read(path)
         if results is None:
-            yield Row(_when(path), name, stage, None, None, None, "unreadable")
+            yield RunSummary(_when(path), name, stage, None, None, None, "unreadable")
             continue
         own = results.get("card") or card or {}
         metrics = results.get(section, {}) if section else results
-        yield Row(
+        yield RunSummary(
             when=_when(path),
             folder=name,
             stage=stage,
@@ -88,7 +88,7 @@ def _rows_of(folder: Path, root: Path, tree: str) -> Iterator[Row]:
     yield from _unfinished(folder, name)
 
 
-def _unfinished(folder: Path, name: str) -> Iterator[Row]:
+def _unfinished(folder: Path, name: str) -> Iterator[RunSummary]:
     marker = folder / UNFINISHED_MARKER
     finished = any((folder / file).is_file() for file in STAGES)
     if marker.is_file() and not finished:
@@ -101,7 +101,7 @@ def _unfinished(folder: Path, name: str) -> Iterator[Row]:
         condition = begun.get("condition")
         when = _when(log if lines else marker)
         data = (begun.get("config") or {}).get("data") or {}
-        yield Row(
+        yield RunSummary(
             *(when, name, stage, condition, None, None, "unfinished", numbers),
             treatment=data.get("treatment"),
             half=data.get("treated_facts"),
@@ -111,7 +111,7 @@ def _unfinished(folder: Path, name: str) -> Iterator[Row]:
         done = max(len(partial.read_text(encoding="utf-8").splitlines()) - 1, 0)
         stage = f"eval {kind}"
         answered: dict[str, float | None] = {"answered": done}
-        yield Row(_when(partial), name, stage, None, None, None, "unfinished", answered)
+        yield RunSummary(_when(partial), name, stage, None, None, None, "unfinished", answered)
 
 
 def _notes(path: Path, results: dict[str, Any]) -> list[str]:

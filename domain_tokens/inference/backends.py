@@ -31,7 +31,7 @@ PREFILL_TOKEN_MULTIPLE, DECODE_TOKEN_MULTIPLE = 32, 8
 Prompt = tuple[int, ...]
 # Of a slot: its newest token, how many tokens it has in the cache, its stream of noise, and how
 # many tokens its response has.
-Row = tuple[int, int, int, int]
+SlotState = tuple[int, int, int, int]
 
 
 def choose_backend(
@@ -87,7 +87,7 @@ class Backend(ABC):
         Logits, fp32 [N, V], or the most likely tokens [N] of a greedy backend.
         """
 
-    def write(self, rows: Sequence[Row], count: int) -> list[list[int]]:
+    def write(self, rows: Sequence[SlotState], count: int) -> list[list[int]]:
         """Read the newest token of each slot and choose the next one, `count` times: [A][count].
 
         Only of a backend that writes ahead.
@@ -179,7 +179,7 @@ class CudaGraphBackend(SlotBackend):
         super().__init__(forward, runner.cache, greedy=sampling.greedy)
         self._runner, self._sampling = runner, sampling
 
-    def write(self, rows: Sequence[Row], count: int) -> list[list[int]]:
+    def write(self, rows: Sequence[SlotState], count: int) -> list[list[int]]:
         """Replay the graph of so many slots."""
         return self._runner(self._forward, rows, self._sampling, count)
 

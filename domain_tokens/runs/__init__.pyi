@@ -81,6 +81,10 @@ from .preflight import refuse_full_disk as refuse_full_disk
 from .preflight import refuse_not_json as refuse_not_json
 from .preflight import refuse_unwritable as refuse_unwritable
 from .preflight import trial_folder as trial_folder
+from .provenance import CARD_NAME as CARD_NAME
+from .provenance import code_identity as code_identity
+from .provenance import format_versions as format_versions
+from .provenance import run_environment as run_environment
 from .results.bases import Manifest as Manifest
 from .results.card import AFTER_TRAINING as AFTER_TRAINING
 from .results.card import StageCard as StageCard
@@ -101,10 +105,6 @@ from .results.training import MEASURED as MEASURED
 from .results.training import Decontaminated as Decontaminated
 from .results.training import StageResults as StageResults
 from .results.training import TrainLogLine as TrainLogLine
-from .run_card import CARD_NAME as CARD_NAME
-from .run_card import code_identity as code_identity
-from .run_card import format_versions as format_versions
-from .run_card import run_environment as run_environment
 from .source_code import PACKAGE as PACKAGE
 from .source_code import code_hash as code_hash
 from .threads import job_cpus as job_cpus

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from domain_tokens.errors import UserError
 from domain_tokens.runs.files import read_json, write_json
 from domain_tokens.runs.older_names import sections_today
-from domain_tokens.runs.run_card import CARD_NAME
+from domain_tokens.runs.provenance import CARD_NAME
 
 UNFINISHED_MARKER = "unfinished.json"
 PLANNED, COMMIT = "planned", "commit"
@@ -123,7 +123,7 @@ def refuse_changed(title: object, before: State, now: State) -> None:
 class Workspace:
     """Where a run writes (work) and where it ends (final); they differ while one is replaced.
 
-    resuming: files of an earlier leg are there. finished: nothing is left to do. note: what a
+    resuming: files of an earlier segment are there. finished: nothing is left to do. note: what a
     reader of a finished folder should know, or "". found: the state of `final` that was decided on.
     """
 
@@ -139,8 +139,9 @@ class Workspace:
     def begin(self, planned: dict | None = None, *, commit: str | None = None) -> None:
         """Make the folder, lock it and mark it unfinished; called once all input was found good.
 
-        planned: what the data were found to give, which has to be the same for a resumed leg, too.
-        Raises UserError where it is not. commit: of the code, for whoever has to go back to it.
+        planned: what the data were found to give, which has to be the same for a resumed segment,
+        too. Raises UserError where it is not. commit: of the code, for whoever has to go back to
+        it.
         """
         make_folder(self.work)
         lock_output(self.work / LOCK)
@@ -191,7 +192,7 @@ def open_workspace(
 
     Nothing is touched, but for a run that was killed in its last steps: they are taken.
 
-    identity: what must be the same for a resumed leg (config, seed, condition, parent, code).
+    identity: what must be the same for a resumed segment (config, seed, condition, parent, code).
     Raises UserError for a folder that is in use, of another kind, or of another run.
     """
     final = output_dir

@@ -55,7 +55,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 
 def _source_of(package: str, name: str) -> Iterator[str]:
-    """Yield the module that a room's public name comes from, as the room's stub says."""
+    """Yield the module that a subpackage's public name comes from, as its stub says."""
     stub = PACKAGE.joinpath(*package.split(".")[1:]) / "__init__.pyi"
     if package.split(".")[0] == PACKAGE.name and stub.is_file():
         for node in ast.parse(stub.read_text(encoding="utf-8")).body:

@@ -16,7 +16,7 @@ from domain_tokens.training.step_plan import StepPlan
 
 
 class TrainLog(TrainerCallback):
-    """Writes a line per logging step and keeps run time and token counts over resumed legs.
+    """Writes a line per logging step and keeps run time and token counts over resumed segments.
 
     On a terminal a progress bar shows the newest line; elsewhere lines are printed plainly.
     """
@@ -32,11 +32,11 @@ class TrainLog(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, earlier legs included."""
+        """Seconds of training so far, earlier segments included."""
         return self.earlier_seconds + time.perf_counter() - self._start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop lines that a killed leg wrote after its last checkpoint."""
+        """Drop lines that a killed segment wrote after its last checkpoint."""
         self._last_step = state.global_step
         self._last_time = self._start = time.perf_counter()
         if not self._is_writer:

@@ -72,12 +72,12 @@ def hidden_states(
     own = plain.config._attn_implementation == PACKED_ATTENTION
     shape = inputs["input_ids"].shape
     if head is None:  # logits are not computed where nobody asks for them
-        known = torch.zeros(shape.numel(), dtype=torch.bool, device=inputs["keep"].device)
-        known[inputs["keep"]] = True
+        keep_mask = torch.zeros(shape.numel(), dtype=torch.bool, device=inputs["keep"].device)
+        keep_mask[inputs["keep"]] = True
     output = model(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
-        logits_to_keep=known.view(shape) if head is None else 0,
+        logits_to_keep=keep_mask.view(shape) if head is None else 0,
         use_cache=False,
         **({key: inputs[key] for key in ("cu_seqlens", "max_seqlen")} if own else {}),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def planned(card: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """Return what a resumed leg has to find again: the examples, and what computes.
+    """Return what a resumed segment has to find again: the examples, and what computes.
 
     card, results: as they are before the first step. Raises SchemaError where they could not be
     written after the last one.

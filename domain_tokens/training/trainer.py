@@ -168,7 +168,7 @@ def training_flops(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training run measured; seconds and loss cover all legs of a resumed run.
+    """What a training run measured; seconds and loss cover all segments of a resumed run.
 
     flops: of one process; peak_memory_bytes: of this one, on a GPU since the run began.
     """
@@ -233,7 +233,7 @@ def train(
 
 
 def _mean_loss(history: list[dict[str, float]], fallback: float) -> float:
-    """Return the mean over all logged steps; Trainer's own figure forgets earlier legs."""
+    """Return the mean over all logged steps; Trainer's own figure forgets earlier segments."""
     losses, weights, before = [], [], 0
     for entry in history:
         if "loss" in entry:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from domain_tokens.runs.config import SFTConfig
+from domain_tokens.runs.provenance import CARD_NAME as CARD_NAME
 from domain_tokens.runs.results.bases import (
     BaseOutcome,
     ExportMade,
@@ -23,7 +24,6 @@ from domain_tokens.runs.results.parts import (
 )
 from domain_tokens.runs.results.record import SHA256, Record, given, only, since
 from domain_tokens.runs.results.training import StageNumbers
-from domain_tokens.runs.run_card import CARD_NAME as CARD_NAME
 
 
 class ParentLink(Record):
@@ -111,7 +111,7 @@ class StageCard(Card):
     ancestors: list[Ancestor] = since("2026-11-26", "stages before this one, nearest first")
     base: str = given("weights of the base of the whole lineage", SHA256)
     cross_base: bool = given("whether parent or base are of the other arm")
-    identity: StageIdentity = given("what has to be the same for a resumed leg")
+    identity: StageIdentity = given("what has to be the same for a resumed segment")
     data: dict[str, str] = given("fingerprint of the rows by split", SHA256)
     sources: dict[str, str] = since("2026-11-24", "hash of each local data file by path", SHA256)
     order_digest: str = given("hash of the example ids in the order of training", SHA256)
@@ -157,5 +157,5 @@ def base_models(made: dict[str, Any]) -> tuple[type[BaseCard], type[BaseOutcome]
 class StageMarker(StageIdentity):
     """`unfinished.json` of an SFT stage that is under way."""
 
-    planned: dict[str, Any] = since("2026-11-26", "what a resumed leg has to find again")
+    planned: dict[str, Any] = since("2026-11-26", "what a resumed segment has to find again")
     commit: str | None = since("2026-11-26", "git commit that began it")

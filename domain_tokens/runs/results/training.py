@@ -56,7 +56,7 @@ class StageNumbers(Record):
     eval_split: str | None = given("split of the final loss: test, holdout, …; null without one")
     fact_rows: FactRows = since("2026-11-26", "how the fact rows began")
     train_loss: float = given("mean over the optimizer steps", NATS)
-    train_runtime: float = given("training, all legs of a resumed run", "seconds")
+    train_runtime: float = given("training, all segments of a resumed run", "seconds")
     train_samples_per_second: float = given("examples of all epochs", "examples/second")
     tokens_per_second: float = given("tokens of all epochs", "tokens/second")
     peak_memory_bytes: int = given("of the GPU, or of the process on a CPU", "bytes")
@@ -86,7 +86,7 @@ class TrainLogLine(Record):
     learning_rate: float | None = given("of this step", "per step")
     grad_norm: float | None = given("of this step, before clipping", "L2 norm")
     tokens_per_second: float = given("since the line before", "tokens/second")
-    seconds: float = given("training so far, all legs", "seconds")
+    seconds: float = given("training so far, all segments", "seconds")
 
 
 class RepeatedRow(Record):
