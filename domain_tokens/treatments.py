@@ -129,7 +129,7 @@ class Treatment:
         if self.name == "unsupervised":
             return Written(masked=tuple((match.start, match.end) for match in treated))
         if self.name == "mixed":
-            treated = [match for match in treated if _heads(f"{key}\n{match.start}")]
+            treated = [match for match in treated if _coin_is_heads(f"{key}\n{match.start}")]
         rows = (_row(self.name, text, match) for match in treated)
         return Written(tuple(row for row in rows if row is not None))
 
@@ -220,7 +220,7 @@ def _row(name: Name, text: str, match: Fact) -> PlacedToken | None:
     return PlacedToken(match.start, match.end, match.token)
 
 
-def _heads(text: str) -> bool:
+def _coin_is_heads(text: str) -> bool:
     return bool(hashlib.blake2b(text.encode(), digest_size=1).digest()[0] & 1)
 
 
