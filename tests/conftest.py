@@ -74,6 +74,7 @@ def rewrite_items(folder, change, *, name="gsm8k"):
         derived_keys,
         gsm8k_metrics,
     )
+    from domain_tokens.runs.config import as_written_today
     from domain_tokens.runs.files import file_digest, read_json, read_lines, write_json
 
     path, results = folder / f"{name}_items.jsonl", folder / f"{name}_results.json"
@@ -83,7 +84,7 @@ def rewrite_items(folder, change, *, name="gsm8k"):
         item |= derived_keys(name, item)
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     tree = read_json(results)
-    decode = tree["card"]["decode"]
+    decode = as_written_today(tree["card"]["decode"])
     scores = read_lines(folder / "arithmetic_scores.jsonl")
     again = gsm8k_metrics(items, decode) if name == "gsm8k" else arithmetic_metrics(items, scores)
     tree["metrics"] |= {**again, **decoding_speed(items, tree["metrics"]["seconds"])}
