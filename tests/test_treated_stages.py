@@ -222,3 +222,24 @@ def test_facts_that_never_occur_are_a_clear_line(root, tmp_path, capsys):
     assert sorted(card) == [0, 2]
     assert "of them are never in the rows that the draw was made on" in out.out
     assert "no place that treatment generic of half_" in out.err
+
+
+def test_merges_are_word_sequences_of_the_problems(root, capsys):
+    """The demo's chat rows share no word sequence with its problems: `matched_merges`, chosen from
+    the first stage's own rows, wrote nothing in the second one, which was refused."""
+    source = f"data.merges_source={root / 'data/train.jsonl'}"
+    words = ("--set", "data.treatment=matched_merges")
+    assert stage(root, CHAT, "hf_mul_tokens", "tulu_merges", *words, "--set", source) == 0
+    record = read_card(root / "tulu_merges")["treatment"]
+    problems = " ".join(row["answer"] for row in read_lines(root / "data/train.jsonl"))
+    assert record["meanings"]
+    assert all(merge in f" {problems}" for merge in record["meanings"].values())
+    assert stage(root, PROBLEMS, "tulu_merges", "gsm8k_merges") == 0
+    assert read_json(root / "gsm8k_merges" / "sft_results.json")["injected_tokens"] > 0
+    assert read_card(root / "gsm8k_merges")["treatment"] == record
+    capsys.readouterr()
+    again = (*words, "--set", source)
+    assert stage(root, PROBLEMS, "tulu_merges", "gsm8k_again", *again) == 2
+    assert "leave data.merges_source out" in capsys.readouterr().err
+    assert stage(root, CHAT, "hf_mul_tokens", "tulu_other", "--set", source) == 2
+    assert "is of treatment matched_merges" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from domain_tokens.experiment.stages import (
     Stage,
     arms_of,
 )
-from domain_tokens.runs import CONDITIONS, in_repository
+from domain_tokens.runs import CONDITIONS, SFTConfig, in_repository, load_config
 
 HALF_TABLES = "eval/configs/half_tables.yaml"
 
@@ -177,12 +177,22 @@ def _train(layout: Layout, arm: Arm, replicate: Replicate) -> Iterator[Stage]:
     if layout.profile.chat:
         first = ("tulu", base, layout.base_file(arm.condition), tulu, middle.name, chat)
         stages = [first, ("gsm8k", tulu, middle, *last[3:])]
+    if arm.treatment == "matched_merges" and layout.profile.chat:
+        chat += _merges_source(layout)
     for stage, parent, before, folder, results, words in stages:
         paths = ["--model-path", str(parent), "--output-dir", str(folder)]
         settings = ["--condition", arm.condition, "--config", layout.config("sft", stage)]
         told = [*replicate.arguments, *words, *arm.arguments, *layout.overrides(stage)]
         arguments = [*paths, *settings, *told]
         yield Stage(f"sft/sft_{stage}.py", arguments, [before], folder / results, stage)
+
+
+def _merges_source(layout: Layout) -> list[str]:
+    """Say to the first stage whose word sequences are merged: those of the problems (design §5)."""
+    words = layout.sources(source="train") + layout.overrides("gsm8k")
+    data = load_config(SFTConfig, layout.config("sft", "gsm8k"), words[1::2]).data
+    chosen = {"merges_source": data.source, "merges_split": data.split}
+    return [word for k, v in chosen.items() for word in ("--set", f"data.{k}={v}")]
 
 
 def _evaluate(layout: Layout, arm: Arm, replicate: Replicate) -> Iterator[Stage]:

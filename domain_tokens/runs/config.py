@@ -79,9 +79,19 @@ class DataSection(Section):
     injection_mode: Mode = "products"
     treatment: Name | None = None
     treated_facts: TreatedFacts | None = None
+    merges_source: str | None = None  # of matched_merges: whose solutions it counts; null: own rows
+    merges_split: str = "train"
     decontaminate_against: str | None = None
     decontaminate_split: str = "test"
     rationale: Rationale = "full"
+
+    @model_validator(mode="after")
+    def _merges_are_of_their_treatment(self) -> "DataSection":
+        if self.merges_source is not None and self.treatment != "matched_merges":
+            raise ValueError(
+                f"data.merges_source is of treatment matched_merges, got {self.treatment}"
+            )
+        return self
 
 
 class TrackingSection(Section):
@@ -96,7 +106,12 @@ class TrackingSection(Section):
     run_name: str | None = None
 
 
-NEWER_KEYS = (("data", "treatment"), ("data", "treated_facts"))  # at default: as runs without them
+NEWER_KEYS = (  # at default: as runs without them
+    ("data", "treatment"),
+    ("data", "treated_facts"),
+    ("data", "merges_source"),
+    ("data", "merges_split"),
+)
 
 
 class SFTConfig(Section):

@@ -36,6 +36,8 @@ def stage_sources(config: "SFTConfig", usual: "UsualValidation") -> list[tuple[s
     if data.decontaminate_against is not None:
         questions = data.decontaminate_against, data.decontaminate_split
         sources.append(("data.decontaminate_against", *questions))
+    if data.merges_source is not None:
+        sources.append(("data.merges_source", data.merges_source, data.merges_split))
     return sources
 
 

@@ -1,10 +1,10 @@
 """Which treatment a stage trains under: its parent's, or a new one, drawn before the first step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain_tokens.data import kept_json
+from domain_tokens.data import kept_json, load_problems, problem_messages
 from domain_tokens.errors import UserError
 from domain_tokens.merges import choose_merges
 from domain_tokens.runs import CARD_NAME, Workspace, read_json
@@ -21,7 +21,7 @@ from domain_tokens.treatments import (
 
 if TYPE_CHECKING:
     from domain_tokens.data import Prepared, StageData
-    from domain_tokens.prompts import Renderer
+    from domain_tokens.prompts import Message, Renderer
     from domain_tokens.runs import SFTConfig
     from domain_tokens.training.sft_stage import OpenStage
     from domain_tokens.training.stage_run import StageRun
@@ -57,6 +57,11 @@ def decide_treatment(stage: "OpenStage", renderer: "Renderer") -> dict[str, Any]
     facts; renderer: encodes plain text. Raises UserError where none of the facts can be treated.
     """
     if stage.treatment is not None or not stage.inject:
+        if stage.config.data.merges_source is not None:
+            raise UserError(
+                "data.merges_source is of the first stage that treats facts; this one has the "
+                "treatment of its parent, or none: leave data.merges_source out"
+            )
         return stage.treatment
     data, seed = stage.config.data, stage.config.training.seed
     name, which = data.treatment or "fact_token", data.treated_facts or "all"
@@ -77,7 +82,7 @@ def decide_treatment(stage: "OpenStage", renderer: "Renderer") -> dict[str, Any]
             {"merges": facts, **identity},
             lambda: dict(
                 choose_merges(
-                    _responses(stage.load, stage.config),
+                    _merge_texts(stage.load, stage.config),
                     facts,
                     length=lambda text: len(renderer.encode(text)),
                     mode=mode,
@@ -88,10 +93,30 @@ def decide_treatment(stage: "OpenStage", renderer: "Renderer") -> dict[str, Any]
     return record_of(treatment, treated_facts=which, draw=draw)
 
 
+def _merge_texts(load: Callable[["SFTConfig"], "StageData"], config: "SFTConfig") -> Iterator[str]:
+    """Yield the texts whose word sequences become merges: of data.merges_source, or the stage's."""
+    data = config.data
+    if data.merges_source is None:
+        yield from _responses(load, config)
+        return
+    problems = load_problems(
+        data.merges_source,
+        split=data.merges_split,
+        limit=None,
+        subset_seed=data.subset_seed,
+        key="data.merges_source",
+    )
+    yield from _assistant_turns(map(problem_messages, problems.items))
+
+
 def _responses(load: Callable[["SFTConfig"], "StageData"], config: "SFTConfig") -> Iterator[str]:
     """Yield the assistant turns of a stage's training rows as they are rendered."""
-    for row in load(config).train:
-        yield from (f" {text.strip()}" for role, text in row.messages if role == "assistant")
+    yield from _assistant_turns(row.messages for row in load(config).train)
+
+
+def _assistant_turns(conversations: Iterable["Sequence[Message]"]) -> Iterator[str]:
+    for messages in conversations:
+        yield from (f" {text.strip()}" for role, text in messages if role == "assistant")
 
 
 def treatment_in_words(record: dict[str, Any] | None) -> str:
@@ -119,6 +144,8 @@ def treatment_in_words(record: dict[str, Any] | None) -> str:
 def refuse_without_facts(stage: "OpenStage", data: "Prepared", record: Any) -> None:
     """Raise UserError for a run of the treated arm that would be one of the baseline."""
     if not stage.inject or stage.run.allow_no_injection:
+        return
+    if stage.config.data.merges_source is not None:  # what a later stage writes; here by chance
         return
     if not any(example.facts for example in data.train):
         keys = stage.config.data
