@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domain_tokens.errors import UserError
-from domain_tokens.experiment.stages import CONTROLS, Arm, Replicate
+from domain_tokens.experiment.stages import CONTROLS, Arm, Replicate, data_words
 from domain_tokens.runs import in_repository
 
 # Stages whose config keys --set reaches, as in gsm8k.training.num_epochs=3.
@@ -114,7 +114,7 @@ class Layout:
             chosen = dict.fromkeys((k for k in keys if k != "validation_source"), self.options.data)
         else:
             chosen = {}
-        return [word for k, source in chosen.items() for word in ("--set", f"data.{k}={source}")]
+        return data_words(chosen)
 
     def overrides(self, kind: str) -> list[str]:
         """Return the --set words that the user gave for a kind of stage."""

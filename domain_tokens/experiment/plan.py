@@ -15,6 +15,7 @@ from domain_tokens.experiment.stages import (
     Replicate,
     Stage,
     arms_of,
+    data_words,
 )
 from domain_tokens.runs import CONDITIONS, SFTConfig, in_repository, load_config
 
@@ -191,8 +192,7 @@ def _merges_source(layout: Layout) -> list[str]:
     """Say to the first stage whose word sequences are merged: those of the problems (design §5)."""
     words = layout.sources(source="train") + layout.overrides("gsm8k")
     data = load_config(SFTConfig, layout.config("sft", "gsm8k"), words[1::2]).data
-    chosen = {"merges_source": data.source, "merges_split": data.split}
-    return [word for k, v in chosen.items() for word in ("--set", f"data.{k}={v}")]
+    return data_words({"merges_source": data.source, "merges_split": data.split})
 
 
 def _evaluate(layout: Layout, arm: Arm, replicate: Replicate) -> Iterator[Stage]:

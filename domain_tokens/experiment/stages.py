@@ -1,6 +1,7 @@
 """What a plan is made of: script calls, arms, replicates, and the lineages that they make."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,11 @@ CONTROLS = (
     *("unsupervised", "generic", "operands", "result"),
     *("appended", "matched_merges", "mixed"),
 )
+
+
+def data_words(keys: Mapping[str, str]) -> list[str]:
+    """Return the words that set keys of a config's section `data`."""
+    return [word for key, value in keys.items() for word in ("--set", f"data.{key}={value}")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class Arm:
         """
         keys = {"treatment": self.treatment, "treated_facts": self.treated_facts}
         given = {key: value for key, value in keys.items() if value is not None}
-        return [word for k, v in given.items() for word in ("--set", f"data.{k}={v}")]
+        return data_words(given)
 
 
 def arms_of(design: str, treatments: tuple[str, ...]) -> list[Arm]:
