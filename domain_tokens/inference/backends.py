@@ -1,8 +1,8 @@
-"""How a decoder's tokens are read: four backends, each a model with a cache of slots.
+"""How a decoder's tokens are read: backends, each a model with a cache of slots.
 
 A backend knows nothing of rows, budgets and draft tokens: it reads what stands in a slot and says
-what follows. Paged on a CPU in fp32, recorded as CUDA graphs where the model allows that, slots for
-any other model that reads tokens in one row, and a fallback through transformers' own forward pass.
+what follows. Paged on a CPU in fp32, slots for any other model that reads tokens in one row, and a
+fallback through transformers' own forward pass. The fourth, CUDA graphs, is in `cuda_graphs`.
 A active slots, 0 to A - 1, N tokens of a call, P prompts, V vocabulary.
 """
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domain_tokens.inference.cuda_graphs import MAX_STEPS, CudaGraphRunner, runner_of
 from domain_tokens.inference.forward import PackedForward
 from domain_tokens.inference.kv_cache import PagedCache, RowCache, SlotCache, to_device
-from domain_tokens.inference.sampling import Sampling
 from domain_tokens.modeling import attend_within_documents, fp32_logits
 
 if TYPE_CHECKING:
@@ -32,34 +30,6 @@ Prompt = tuple[int, ...]
 # Of a slot: its newest token, how many tokens it has in the cache, its stream of noise, and how
 # many tokens its response has.
 SlotState = tuple[int, int, int, int]
-
-
-def choose_backend(
-    model: "PreTrainedModel",
-    forward: PackedForward | None,
-    *,
-    slots: int,
-    capacity: int,
-    context: int,
-    sampling: Sampling,
-    constrained: bool,
-) -> "Backend":
-    """Return the fastest backend that the model can be read with.
-
-    forward: None where the model cannot read tokens in one row. capacity: tokens that a slot may
-    come to hold; context: positions that the model knows. constrained: what follows is not the
-    model's choice alone, so that logits are wanted, and the host has to see each token.
-    """
-    greedy = sampling.greedy and not constrained
-    if forward is None:
-        return FallbackBackend(model, RowCache(model, slots, capacity), greedy=greedy)
-    if forward.supports_cuda_graphs and not constrained:
-        runner = runner_of(model, slots=slots, capacity=capacity, context=context)
-        return CudaGraphBackend(forward, runner, sampling)
-    if (model.device.type, model.dtype) == ("cpu", torch.float32):
-        pages = PagedCache(slots, capacity, model.config.num_hidden_layers)
-        return PagedBackend(forward, pages, capacity=capacity, greedy=greedy)
-    return SlotBackend(forward, SlotCache(model, slots, capacity), greedy=greedy)
 
 
 class Backend(ABC):
@@ -163,25 +133,6 @@ class PagedBackend(SlotBackend):
         """
         missing = min(-total % PREFILL_TOKEN_MULTIPLE, self._capacity - len(prompt))
         return prompt + prompt[-1:] * missing
-
-
-class CudaGraphBackend(SlotBackend):
-    """Decoding steps are recorded once and replayed, several at a time; no draft tokens.
-
-    A step takes so little that reading drafts would cost more than they save: the host would have
-    to look at each step before it can begin the next.
-    """
-
-    reads_drafts = False
-    writes_ahead = MAX_STEPS
-
-    def __init__(self, forward: PackedForward, runner: CudaGraphRunner, sampling: Sampling):
-        super().__init__(forward, runner.cache, greedy=sampling.greedy)
-        self._runner, self._sampling = runner, sampling
-
-    def write(self, rows: Sequence[SlotState], count: int) -> list[list[int]]:
-        """Replay the graph of so many slots."""
-        return self._runner(self._forward, rows, self._sampling, count)
 
 
 class FallbackBackend(Backend):

@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from domain_tokens.inference.backends import SlotBackend, SlotState
+from domain_tokens.inference.forward import PackedForward
 from domain_tokens.inference.kv_cache import SlotCache, to_device
 from domain_tokens.inference.noise import noise_keys
 from domain_tokens.inference.sampling import Sampling, choose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from domain_tokens.inference.forward import PackedForward
 
 MAX_STEPS = 8  # between two looks; after its end a row writes half as many in vain
 CAPACITY_MULTIPLE = 256  # positions of a slot, so that the next call finds room, too
@@ -53,8 +53,8 @@ class CudaGraphRunner:
 
     def __call__(
         self,
-        forward: "PackedForward",
-        rows: Sequence[tuple[int, int, int, int]],
+        forward: PackedForward,
+        rows: Sequence[SlotState],
         sampling: Sampling,
         steps: int,
     ) -> list[list[int]]:
@@ -74,7 +74,7 @@ class CudaGraphRunner:
             self._graphs[slots, alike]()
         return self._written[:steps, : len(rows)].t().tolist()
 
-    def _begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+    def _begin(self, rows: Sequence[SlotState]) -> None:
         """Give slots 0, 1, … their rows and the others nothing; steps count from 0."""
         state = torch.zeros(4, self.slots, dtype=torch.long)
         state[:, : len(rows)] = torch.tensor(rows).t()
@@ -82,7 +82,7 @@ class CudaGraphRunner:
         self._step.zero_()
 
     def _recorded(
-        self, forward: "PackedForward", slots: int, sampling: Sampling
+        self, forward: PackedForward, slots: int, sampling: Sampling
     ) -> Callable[[], None]:
         """Record a step of the first slots; all that it reads outlives it: ours, or weights."""
         ids, cached, streams, positions = self._state[:, :slots].unbind()
@@ -125,6 +125,25 @@ def runner_of(
     runner = CudaGraphRunner(model, shape, slots=slots, capacity=capacity)
     _KEPT[model] = runner
     return runner
+
+
+class CudaGraphBackend(SlotBackend):
+    """Decoding steps are recorded once and replayed, several at a time; no draft tokens.
+
+    A step takes so little that reading drafts would cost more than they save: the host would have
+    to look at each step before it can begin the next.
+    """
+
+    reads_drafts = False
+    writes_ahead = MAX_STEPS
+
+    def __init__(self, forward: PackedForward, runner: CudaGraphRunner, sampling: Sampling):
+        super().__init__(forward, runner.cache, greedy=sampling.greedy)
+        self._runner, self._sampling = runner, sampling
+
+    def write(self, rows: Sequence[SlotState], count: int) -> list[list[int]]:
+        """Replay the graph of so many slots."""
+        return self._runner(self._forward, rows, self._sampling, count)
 
 
 class _Graphs:

@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from domain_tokens.errors import UserError
-from domain_tokens.inference.backends import Backend, Prompt, choose_backend
+from domain_tokens.inference.backends import (
+    Backend,
+    FallbackBackend,
+    PagedBackend,
+    Prompt,
+    SlotBackend,
+)
+from domain_tokens.inference.cuda_graphs import CudaGraphBackend, runner_of
 from domain_tokens.inference.forced_tokens import Constraints
-from domain_tokens.inference.forward import packed_forward
-from domain_tokens.inference.kv_cache import to_device
+from domain_tokens.inference.forward import PackedForward, packed_forward
+from domain_tokens.inference.kv_cache import PagedCache, RowCache, SlotCache, to_device
 from domain_tokens.inference.noise import noise_keys
 from domain_tokens.inference.prompt_lookup import MAX_DRAFT_TOKENS, PromptLookup
 from domain_tokens.inference.sampling import GREEDY, Sampling, choose
@@ -85,7 +92,7 @@ def generate(
     slots = min(batch_size, len(prompts))
     work = _Prompts(prompts, eos_id, max_new_tokens, slots, context)
     with packed_forward(model) as forward:
-        backend = choose_backend(
+        backend = _fastest_backend(
             model,
             forward,
             slots=slots,
@@ -99,6 +106,34 @@ def generate(
             responses[index] = response
             on_finished(index, response)
     return [responses[i] for i in range(len(prompts))]
+
+
+def _fastest_backend(
+    model: "PreTrainedModel",
+    forward: PackedForward | None,
+    *,
+    slots: int,
+    capacity: int,
+    context: int,
+    sampling: Sampling,
+    constrained: bool,
+) -> Backend:
+    """Return the fastest backend that the model can be read with.
+
+    forward: None where the model cannot read tokens in one row. capacity: tokens that a slot may
+    come to hold; context: positions that the model knows. constrained: what follows is not the
+    model's choice alone, so that logits are wanted, and the host has to see each token.
+    """
+    greedy = sampling.greedy and not constrained
+    if forward is None:
+        return FallbackBackend(model, RowCache(model, slots, capacity), greedy=greedy)
+    if forward.supports_cuda_graphs and not constrained:
+        runner = runner_of(model, slots=slots, capacity=capacity, context=context)
+        return CudaGraphBackend(forward, runner, sampling)
+    if (model.device.type, model.dtype) == ("cpu", torch.float32):
+        pages = PagedCache(slots, capacity, model.config.num_hidden_layers)
+        return PagedBackend(forward, pages, capacity=capacity, greedy=greedy)
+    return SlotBackend(forward, SlotCache(model, slots, capacity), greedy=greedy)
 
 
 class _Row:
