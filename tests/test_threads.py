@@ -128,9 +128,8 @@ def test_a_container_starts_no_more_threads_than_it_may_use(
 def test_a_quota_never_raises_the_number_of_threads(tmp_path, monkeypatch, fresh, quota):
     """MKL starts 32 threads on 32 cores of two hardware threads each; 40 would change all sums."""
     settle_threads(fresh, root=on_64(monkeypatch, tmp_path, quota))
-    assert fresh == {
-        "GOMP_SPINCOUNT": str(SPINS_BESIDE_OTHERS)
-    }  # this machine tells of no idle CPU
+    # This machine tells of no idle CPU.
+    assert fresh == {"GOMP_SPINCOUNT": str(SPINS_BESIDE_OTHERS)}
 
 
 def ticking(monkeypatch, root, idle):

@@ -26,8 +26,10 @@ SAMPLED = ("decode.num_rationales", "decode.rationale_seed", "decode.sampler")
 SETTING_PARTS = ("code", "environment")
 # What a config asked for; `arms.arm_of` says that each run was treated as its arm is called.
 CONFIG_TREATMENT = (
-    *("data.treatment", "data.treated_facts"),
-    *("data.merges_source", "data.merges_split"),
+    "data.treatment",
+    "data.treated_facts",
+    "data.merges_source",
+    "data.merges_split",
 )
 BASE = {"stage": "base"}  # the record of a base without a card
 ANCESTORS = "ancestors."  # begins the keys of stages before the last one
