@@ -133,14 +133,17 @@ def test_a_quota_never_raises_the_number_of_threads(tmp_path, monkeypatch, fresh
 
 
 def ticking(monkeypatch, root, idle):
-    """A machine whose CPUs are idle for so many of six ticks each, the first two ours."""
+    """A machine whose CPUs are idle for so many of six ticks each, the first two ours.
+
+    Half of that they wait for a disk.
+    """
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     ticks, now = [100] * len(idle), [0.0]
     monkeypatch.setattr("os.sysconf", lambda name: 100)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     def show():
-        lines = [f"cpu{n} 1 0 1 {t - 7} 7 0 0 0 0 0\n" for n, t in enumerate(ticks)]
+        lines = [f"cpu{n} 1 0 1 {t - t // 2} {t // 2} 0 0 0 0 0\n" for n, t in enumerate(ticks)]
         write(root / "proc/stat", "cpu  9 0 9 999 9 0 0 0 0 0\n" + "".join(lines))
 
     def sleep(seconds):
