@@ -126,7 +126,7 @@ class FakeCuda(TorchDispatchMode):
         return sum(n for k, n in counts if k[: len(kinds)] == kinds)
 
     def graphs(self):
-        """Return what stands in for `cuda_graphs._Graphs`."""
+        """Return what stands in for `modeling.GraphRecorder`."""
         mode = self
 
         class Graphs:
@@ -170,7 +170,6 @@ def fake_cuda():
         patch = [
             mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
             mock.patch("torch.cuda.is_bf16_supported", return_value=True),
-            mock.patch("domain_tokens.inference.cuda_graphs._Graphs", mode.graphs()),
             mock.patch.object(torch.Tensor, "pin_memory", _pin),
             mock.patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor)),
         ]
@@ -181,6 +180,7 @@ def fake_cuda():
             stack.enter_context(each)
         planted = stack.enter_context(pytest.MonkeyPatch.context())
         plant(planted, "domain_tokens.runs.device.choose_device", _chosen)
+        plant(planted, "domain_tokens.modeling.graph_recorder.GraphRecorder", mode.graphs())
         stack.enter_context(mode)
 
         def listed(tensor):

@@ -13,6 +13,7 @@ from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.runs.device import Device
 from domain_tokens.training import loss
 from domain_tokens.training.loss import evaluate_loss, half_precision, summed_loss, to_device
+from domain_tokens.training.step_graphs import StepGraphs, graphs_pay, planned_shapes
 from domain_tokens.training.step_plan import plan_steps
 from domain_tokens.training.trainer import MicroBatches
 from tests.conftest import plant, tiny_llama
@@ -110,6 +111,38 @@ def test_a_training_forward_pass_waits_for_nothing(family):
     assert mode.count("_varlen_attn", "bfloat16", "bfloat16", "bfloat16") == LAYERS
 
 
+def replayed(family, run=summed_loss):
+    """Pass three micro-batches of one shape, the first of which is recorded; return the mode."""
+    many = [*EXAMPLES] * 8
+    with fake_cuda() as mode:
+        model = model_of(family, torch.float32)
+        without_dropout(model.train())
+        plan = plan_steps(many, AUTO)
+        assert graphs_pay(model, plan, AUTO, Device("cuda", torch.bfloat16))
+        shapes = planned_shapes(many, plan)
+        batches = MicroBatches(many, plan, pad_id=50256, shapes=shapes)
+        alike = [number for number, shape in enumerate(shapes) if shape == shapes[0]]
+        graphs = StepGraphs(model)
+        mode.waits.clear()
+        mode.calls.clear()
+        with packed_tokens(model), without_head(model) as head, torch.no_grad():
+
+            def forward(inputs):
+                with half_precision("cuda", torch.bfloat16):
+                    return run(model, inputs, head)
+
+            for number in alike[:3]:
+                graphs(to_device(batches[number], "cuda"), forward)
+    return mode
+
+
+@FAMILIES
+def test_recorded_passes_wait_for_nothing_and_are_launched_once(family):
+    mode = replayed(family)
+    assert not mode.waits
+    assert mode.count("_varlen_attn", "bfloat16") == 2 * LAYERS  # run once, and recorded
+
+
 @FAMILIES
 def test_products_under_autocast_are_of_bf16_factors(family):
     mode = forward(family)
@@ -151,6 +184,31 @@ def test_a_wait_while_recording_is_seen(monkeypatch):
     monkeypatch.setattr(PackedForward, "hidden", curious)
     with pytest.raises(RecordingError, match="item"):
         decode("llama")
+
+
+def test_a_wait_while_a_training_pass_is_recorded_is_seen():
+    def curious(model, inputs, head):
+        int(inputs["keep"][0])
+        return summed_loss(model, inputs, head)
+
+    with pytest.raises(RecordingError, match="item"):
+        replayed("gpt2", curious)
+
+
+def test_a_training_graph_over_freed_inputs_is_seen(monkeypatch):
+    """As if the inputs that a pass was recorded with were those of its micro-batch, soon gone."""
+
+    def forgetful(self, inputs, run, honest=StepGraphs.__call__):
+        self._record._kept = []
+        loss = honest(self, inputs, run)
+        fresh = {n: x.clone() if torch.is_tensor(x) else x for n, x in inputs.items()}
+        self._graphs = {shape: (fresh, replay) for shape, (_, replay) in self._graphs.items()}
+        self._record._kept = []
+        return loss
+
+    monkeypatch.setattr(StepGraphs, "__call__", forgetful)
+    with pytest.raises(FreedError):
+        replayed("llama")
 
 
 def test_a_blocking_copy_is_seen(monkeypatch):

@@ -41,7 +41,7 @@ def model(request, tiny_model):
 @pytest.fixture
 def capture(monkeypatch):
     def start():
-        plant(monkeypatch, "domain_tokens.inference.cuda_graphs._Graphs", Again)
+        plant(monkeypatch, "domain_tokens.modeling.graph_recorder.GraphRecorder", Again)
         monkeypatch.setattr(PackedForward, "supports_cuda_graphs", property(lambda self: True))
         monkeypatch.setattr(cuda_graphs, "_KEPT", WeakKeyDictionary())
         Again.recorded = 0

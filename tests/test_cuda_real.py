@@ -1,5 +1,7 @@
 """What only a real GPU can show: values. `pytest -m gpu`; skipped where there is none."""
 
+import copy
+
 import pytest
 import torch
 
@@ -10,8 +12,9 @@ from domain_tokens.inference.sampling import GREEDY, Sampling
 from domain_tokens.modeling import packed_tokens, without_head
 from domain_tokens.modeling.output_layer import fp32_product
 from domain_tokens.training.loss import half_precision, summed_loss, to_device
+from domain_tokens.training.step_graphs import StepGraphs, planned_shapes
 from domain_tokens.training.step_plan import plan_steps
-from domain_tokens.training.trainer import MicroBatches
+from domain_tokens.training.trainer import MicroBatches, train
 from tests.conftest import tiny_llama
 from tests.test_packing import random_examples
 from tests.test_training import SETTINGS
@@ -88,6 +91,62 @@ def test_gradients_under_autocast_are_those_of_fp32_but_for_rounding(model):
     assert (on_gpu - exact).norm() < 1e-4 * exact.norm()
     half = gradients("cuda", torch.bfloat16)
     assert (half - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("which", ["all", "fact_rows", "all_but_fact_rows"])
+def test_replayed_passes_train_as_others_do(model, which, tmp_path):
+    examples = random_examples(60)
+    settings = SETTINGS.model_copy(update={"precision": "auto", "train": which})
+    replays = []
+
+    def run(graphs):
+        chosen = settings.model_copy(update={"cuda_graphs": graphs})
+        trained = copy.deepcopy(model)
+        outcome = train(
+            trained, examples, plan_steps(examples, chosen), chosen, tmp_path / f"{graphs}"
+        )
+        return outcome, torch.cat([p.detach().flatten().cpu() for p in trained.parameters()])
+
+    before = torch.cat([p.detach().flatten().cpu() for p in model.parameters()])
+    plain, expected = run(graphs=False)
+    with pytest.MonkeyPatch.context() as patch:
+        honest = StepGraphs.__call__
+        patch.setattr(StepGraphs, "__call__", lambda *a: replays.append(1) or honest(*a))
+        replayed, weights = run(graphs=True)
+    assert len(replays) == 16
+    assert replayed.train_loss == pytest.approx(plain.train_loss, rel=1e-3)
+    assert (weights - expected).norm() < 0.2 * (expected - before).norm()
+
+
+def test_gradients_of_replayed_passes_are_those_of_others(model):
+    examples = random_examples(60)
+    plan = plan_steps(examples, SETTINGS)
+    batches = MicroBatches(examples, plan, pad_id=50256, shapes=planned_shapes(examples, plan))
+    model.cuda()
+
+    def gradients(graphs):
+        found = []
+        with packed_tokens(model), without_head(model) as head:
+
+            def run(inputs):
+                with half_precision("cuda", torch.bfloat16):
+                    loss = summed_loss(model, inputs, head)
+                loss.backward()
+                return loss.detach()
+
+            for inputs in batches:
+                model.zero_grad()
+                inputs = to_device(inputs, "cuda")
+                loss = graphs(inputs, run) if graphs else run(inputs)
+                slopes = torch.cat([p.grad.flatten() for p in model.parameters()])
+                found.append((float(loss), slopes.clone()))
+        return found
+
+    for (loss, slopes), (expected, right) in zip(
+        gradients(StepGraphs(model)), gradients(None), strict=True
+    ):
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert (slopes - right).norm() < 1e-2 * right.norm()
 
 
 def test_products_of_bf16_factors_are_summed_and_kept_in_fp32():

@@ -18,6 +18,7 @@ from domain_tokens.inference.forward import PackedForward
 from domain_tokens.inference.kv_cache import SlotCache, to_device
 from domain_tokens.inference.noise import noise_keys
 from domain_tokens.inference.sampling import Sampling, choose
+from domain_tokens.modeling import GraphRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ class CudaGraphRunner:
         self._written = torch.zeros(MAX_STEPS, slots, dtype=torch.long, device=self._device)
         self._step = torch.zeros(1, dtype=torch.long, device=self._device)
         self._graphs: dict[tuple[int, Sampling], Callable[[], None]] = {}
-        self._record = _Graphs()
+        self._record = GraphRecorder()
 
     def __call__(
         self,
@@ -144,27 +145,3 @@ class CudaGraphBackend(SlotBackend):
     def write(self, rows: Sequence[SlotState], count: int) -> list[list[int]]:
         """Replay the graph of so many slots."""
         return self._runner(self._forward, rows, self._sampling, count)
-
-
-class _Graphs:
-    """Records on CUDA; all graphs share their memory, as one is replayed after another."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._kept: list[Any] = []
-
-    def __call__(self, body: Callable[[], None], *, keep: Any) -> Callable[[], None]:
-        """Run the body on another stream, where libraries prepare themselves, then record it.
-
-        keep: what the body reads and nothing else keeps alive.
-        """
-        self._kept.append(keep)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            body()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            body()
-        return graph.replay

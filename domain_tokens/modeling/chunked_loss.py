@@ -30,7 +30,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        loss_weights: torch.Tensor | None,
+    ) -> Any:
         dtype = factor_dtype(hidden)
         narrow, factors = weight.to(dtype), hidden.to(dtype)
         grad_hidden = torch.empty_like(hidden)  # [N, W]
@@ -41,9 +47,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
             scores = fp32_product(narrow, states.t())  # [V, C]
             highest, right = scores.amax(0), scores.gather(0, labels)[0]
             sums = scores.sub_(highest).exp_().sum(0)  # [C]; scores: softmax times sums, in place
-            total += (sums.log() + highest - right).sum()
-            slope = scores.scatter_add_(0, labels, -sums[None]).to(dtype)  # minus one-hot
+            losses = sums.log() + highest - right  # [C]
             scale = sums.reciprocal()[:, None]
+            if loss_weights is not None:
+                losses *= loss_weights[part]
+                scale *= loss_weights[part, None]
+            total += losses.sum()
+            slope = scores.scatter_add_(0, labels, -sums[None]).to(dtype)  # minus one-hot
             grad_hidden[part] = fp32_product(slope.t(), narrow) * scale
             add_fp32_product_(grad_weight, slope, (states * scale).to(dtype))
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -53,17 +63,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = grad_hidden * grads[0].to(grad_hidden.dtype)
-        return scaled, grad_weight.mul_(grads[0]), None
+        return scaled, grad_weight.mul_(grads[0]), None, None
 
 
 def summed_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the summed loss in nats of hidden [N, W] through an output layer [V, W], fp32.
 
-    Within autocast its type is that of the factors. One backward pass only.
+    loss_weights: what each position counts, [N]; by default 1. Within autocast the type of the
+    products is that of the factors. One backward pass only.
     """
-    loss: Any = _SummedCrossEntropy.apply(hidden, weight, targets)
+    loss: Any = _SummedCrossEntropy.apply(hidden, weight, targets, loss_weights)
     return loss
 
 

@@ -100,7 +100,7 @@ def attend_within_documents(
         q, k, v = (x.contiguous() for x in (q, k, v))
         out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
         return out
-    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
+    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist()) if end > start]
     # split has one concatenation as its backward; slices would each fill a whole gradient.
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     return torch.cat([_causal(*part, scaling, grouped) for part in parts])
@@ -108,8 +108,12 @@ def attend_within_documents(
 
 def flash_takes(x: torch.Tensor) -> bool:
     """Return whether flash attention takes heads like x [..., D]: on CUDA in half precision."""
-    size = x.shape[-1]
-    return x.is_cuda and x.dtype != torch.float32 and size % 8 == 0 and size <= 256
+    return x.is_cuda and x.dtype != torch.float32 and flash_takes_heads(x.shape[-1])
+
+
+def flash_takes_heads(width: int) -> bool:
+    """Return whether flash attention takes heads of this width."""
+    return width % 8 == 0 and width <= 256
 
 
 @cache

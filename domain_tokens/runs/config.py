@@ -38,6 +38,7 @@ class TrainingSection(Section):
     """How one SFT stage trains; one optimizer step is batch_size × accumulation examples.
 
     train: which rows change; fact_rows are the 45 rows of the vocabulary, all else being frozen.
+    cuda_graphs: whether a GPU replays recorded passes, where it can (training/step_graphs).
     """
 
     max_length: int = Field(ge=2, le=2**20)
@@ -52,6 +53,7 @@ class TrainingSection(Section):
     seed: Seed = 42
     loss_on: Literal["assistant", "all"] = "assistant"
     packing: bool = True
+    cuda_graphs: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.999
@@ -107,6 +109,7 @@ class TrackingSection(Section):
 
 
 NEWER_KEYS = (  # at default: as runs without them
+    ("training", "cuda_graphs"),
     ("data", "treatment"),
     ("data", "treated_facts"),
     ("data", "merges_source"),

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from domain_tokens.modeling import packed_tokens, without_dropout, without_head
 from domain_tokens.prompts import Example
@@ -14,6 +16,7 @@ from domain_tokens.runs import (
     world_size,
 )
 from domain_tokens.training.loss import half_precision, summed_loss, to_device
+from domain_tokens.training.step_graphs import StepGraphs, graphs_pay, planned_shapes
 from domain_tokens.training.step_plan import StepPlan
 from domain_tokens.training.trainer import MicroBatches
 
@@ -39,16 +42,24 @@ def dry_run_estimate(
     parts = [rows for step in plan.steps[:8] for rows in step]
     sizes = [sum(len(examples[i].input_ids) for row in rows for i in row) for rows in parts]
     largest = max(range(len(parts)), key=sizes.__getitem__)
-    batches = MicroBatches(examples, plan, pad_id=int(examples[0].input_ids[-1]))
-    inputs = to_device(batches[largest], device)
+    graphed = graphs_pay(model, plan, settings, chosen)
+    shapes = planned_shapes(examples, plan) if graphed else None
+    pad_id = int(examples[0].input_ids[-1])
+    inputs = to_device(MicroBatches(examples, plan, pad_id=pad_id, shapes=shapes)[largest], device)
+    graphs = StepGraphs(model) if graphed else None
     seconds = 0.0
     with packed_tokens(model), without_head(model) as head:
-        for _ in range(2):  # the first call warms up
-            start = time.perf_counter()
+
+        def run(inputs: dict[str, Any]) -> torch.Tensor:
             with half_precision(device, dtype):
                 loss = summed_loss(model, inputs, head)
             loss.backward()
-            float(loss.detach())  # waits for the device
+            return loss.detach()
+
+        for _ in range(2):  # the first call warms up
+            start = time.perf_counter()
+            loss = graphs(inputs, run) if graphs else run(inputs)
+            float(loss)  # waits for the device
             seconds = time.perf_counter() - start
     rate = sizes[largest] / seconds
     moments = 8 * sum(p.numel() for p in model.parameters())

@@ -95,7 +95,8 @@ def summed_loss(
     """
     hidden = hidden_states(model, inputs, head)
     if head is not None:
-        return summed_cross_entropy(hidden, head.weight, inputs["targets"])
+        weights = inputs.get("loss_weights")  # of padding, see step_graphs
+        return summed_cross_entropy(hidden, head.weight, inputs["targets"], weights)
     return cross_entropy(hidden.float(), inputs["targets"], reduction="sum")
 
 

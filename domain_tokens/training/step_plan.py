@@ -63,12 +63,13 @@ def plan_steps(
         order=[i for chunk in chunks for i in chunk],
         accumulation=accumulation,
         tokens=[sum(len(examples[i].input_ids) for i in chunk) for chunk in chunks],
-        supervised=[sum(_targets(examples[i]) for i in chunk) for chunk in chunks],
+        supervised=[sum(supervised_tokens(examples[i]) for i in chunk) for chunk in chunks],
     )
 
 
-def _targets(example: Example) -> int:
-    return int(np.count_nonzero(example.token_roles[1:]))  # the first token is never predicted
+def supervised_tokens(example: Example) -> int:
+    """Return how many tokens of an example carry loss; the first is never predicted."""
+    return int(np.count_nonzero(example.token_roles[1:]))
 
 
 IGNORED = -100  # PyTorch's cross_entropy ignore_index

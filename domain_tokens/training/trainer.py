@@ -26,6 +26,13 @@ from domain_tokens.training.callbacks import StopWhenTold, TrainLog
 from domain_tokens.training.frozen_rows import frozen_rows
 from domain_tokens.training.loss import as_tensors, half_precision, summed_loss
 from domain_tokens.training.preflight import refuse_zero_rates
+from domain_tokens.training.step_graphs import (
+    Shape,
+    StepGraphs,
+    graphs_pay,
+    padded,
+    planned_shapes,
+)
 from domain_tokens.training.step_plan import StepPlan, build_micro_batch, empty_micro_batch
 from domain_tokens.training.tracking import tensorboard_in
 
@@ -47,8 +54,16 @@ class Surroundings:
 class MicroBatches(Dataset):
     """The planned micro-batches in order, built when asked for; one item is one micro-batch."""
 
-    def __init__(self, examples: Sequence[Example], plan: StepPlan, *, pad_id: int):
-        self._examples = examples
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        plan: StepPlan,
+        *,
+        pad_id: int,
+        shapes: Sequence[Shape] | None = None,
+    ):
+        """shapes: what each micro-batch is padded to; by default none is."""
+        self._examples, self._shapes = examples, shapes
         self._items = [(s, rows) for s, step in enumerate(plan.steps) for rows in step]
         self._supervised = plan.supervised
         self._pad_id = pad_id
@@ -65,8 +80,11 @@ class MicroBatches(Dataset):
             if rows
             else empty_micro_batch(pad_id=self._pad_id)
         )
+        inputs = as_tensors(batch)
+        if self._shapes is not None:
+            inputs = padded(inputs, self._shapes[index], pad_id=self._pad_id)
         return {
-            **as_tensors(batch),
+            **inputs,
             "step_supervised": torch.tensor(self._supervised[step], dtype=torch.float32),
         }
 
@@ -76,6 +94,7 @@ class SFTTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
     head: torch.nn.Linear | None = None  # see modeling.without_head
+    graphs: StepGraphs | None = None  # that replay the passes
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)  # ty: ignore[invalid-argument-type]
@@ -92,6 +111,18 @@ class SFTTrainer(Trainer):
         with half_precision(self.args.device.type, dtype):
             total = summed_loss(model, inputs, self.head)
         return total / inputs["step_supervised"] * self.accelerator.num_processes
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the loss of a micro-batch after its forward and backward pass."""
+        step = super().training_step
+        if self.graphs is None:
+            return step(model, inputs, num_items_in_batch)
+        return self.graphs(self._prepare_inputs(inputs), lambda static: step(model, static, None))
 
 
 def training_arguments(
@@ -201,11 +232,13 @@ def train(
     without_dropout(model)
     reset_peak_memory(around.device.type)
     pad_id = int(examples[0].input_ids[-1])  # every example ends in EOS
+    graphed = graphs_pay(model, plan, settings, around.device)
+    shapes = planned_shapes(examples, plan) if graphed else None
     with tensorboard_in(folder, around.tracking):
         trainer = SFTTrainer(
             model=model,
             args=training_arguments(settings, plan, folder, around),
-            train_dataset=MicroBatches(examples, plan, pad_id=pad_id),
+            train_dataset=MicroBatches(examples, plan, pad_id=pad_id, shapes=shapes),
             data_collator=lambda items: items[0],
         )
     log = TrainLog(folder / "train_log.jsonl", plan, is_writer=trainer.is_world_process_zero())
@@ -217,6 +250,7 @@ def train(
     with packed_tokens(model), without_head(model) as trainer.head, parts as frozen:
         if frozen is not None:
             trainer.add_callback(frozen)
+        trainer.graphs = StepGraphs(model) if graphed else None
         done = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if stop.told and trainer.state.global_step < len(plan.steps):
         raise StoppedError(
