@@ -211,18 +211,20 @@ class SeedRecipe:
 class OwnSteps:
     """One step after the other with the project's plan, inputs and loss, but without Trainer."""
 
-    def __init__(self, sizes: Sizes, examples: list[Any], *overrides: str):
+    def __init__(self, sizes: Sizes, examples: list[Any], *, graphed: bool):
         from domain_tokens.modeling import fuse_activations, without_dropout
-        from domain_tokens.training import MicroBatches, plan_run
+        from domain_tokens.training import MicroBatches, StepGraphs, plan_run, planned_shapes
 
         self._sizes = sizes
         self.model = sizes.model().to(sizes.device).train()
         fuse_activations(self.model)
         without_dropout(self.model)
-        settings = settings_for(len(examples), *overrides)
+        settings = settings_for(len(examples))
         self.plan = plan_run(self.model, examples, settings, choose_device(settings.precision))
-        data = MicroBatches(examples, self.plan, pad_id=0)
+        shapes = planned_shapes(examples, self.plan) if graphed else None
+        data = MicroBatches(examples, self.plan, pad_id=0, shapes=shapes)
         self.items = [data[i] for i in range(len(data))]
+        self._graphs = StepGraphs(self.model) if graphed else None
         options: dict[str, Any] = {"lr": 2e-5, "weight_decay": 0.01, "fused": True}
         self._optimizer = torch.optim.AdamW(self.model.parameters(), **options)
 
@@ -233,17 +235,25 @@ class OwnSteps:
 
         half = self._sizes.dtype == torch.bfloat16
         with packed_tokens(self.model), without_head(self.model) as head:
-            for item in self.items:
-                inputs = to_device(item, self._sizes.device)
+
+            def run(inputs: dict[str, Any]) -> torch.Tensor:
                 with torch.autocast(self._sizes.device, dtype=torch.bfloat16, enabled=half):
                     loss = summed_loss(self.model, inputs, head) / inputs["step_supervised"]
                 loss.backward()
+                return loss.detach()
+
+            for item in self.items:
+                inputs = to_device(item, self._sizes.device)
+                if self._graphs is None:
+                    run(inputs)
+                else:
+                    self._graphs(inputs, run)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
 
-def trainer_step(sizes: Sizes, examples: list[Any]) -> float:
+def trainer_step(sizes: Sizes, examples: list[Any], *, graphed: bool) -> float:
     """Return the seconds of a step of Trainer's, as sft_gsm8k.py runs it: the median of its log."""
     import json
 
@@ -254,7 +264,8 @@ def trainer_step(sizes: Sizes, examples: list[Any]) -> float:
     fuse_activations(model)
     every = max(1, sizes.steps // 4)
     epochs = f"training.num_epochs={sizes.steps}"
-    settings = settings_for(len(examples), epochs, f"training.logging_steps={every}")
+    words = (f"training.logging_steps={every}", f"training.cuda_graphs={str(graphed).lower()}")
+    settings = settings_for(len(examples), epochs, *words)
     plan = plan_run(model, examples, settings, choose_device(settings.precision))
     with tempfile.TemporaryDirectory() as folder:
         train(model, examples, plan, settings, Path(folder))
@@ -271,19 +282,23 @@ def training(sizes: Sizes) -> None:
     row("training", "rows", "tokens", "ms a step", "tokens/s", "MFU", "memory", "rounds ms")
     for kind, count in (("gsm8k", sizes.train_rows), ("tulu", sizes.chat_rows)):
         examples = examples_like(kind, count, tiny=sizes.tiny)
-        reset_memory()
-        own = OwnSteps(sizes, examples)
-        took = [x / 4 for x in seconds_of(lambda o=own: [o() for _ in range(4)], sizes.rounds)]
-        flops = training_flops(own.model, examples, own.plan)
-        timed = [(f"own step, {len(own.items)} micro-batch(es)", took, memory())]
-        del own
-        reset_memory()
-        attempt(
-            f"{kind}: train()",
-            lambda e=examples, f=timed: f.append(
-                ("the project's train() on Trainer", [trainer_step(sizes, e)], memory())
-            ),
-        )
+        timed: list[Any] = []
+        flops = 0.0
+        for graphed in (False, True) if sizes.device == "cuda" else (False,):
+            how = "replayed" if graphed else "launched"
+            reset_memory()
+            own = OwnSteps(sizes, examples, graphed=graphed)
+            took = [x / 4 for x in seconds_of(lambda o=own: [o() for _ in range(4)], sizes.rounds)]
+            flops = training_flops(own.model, examples, own.plan)
+            timed.append((f"own step, {len(own.items)} micro-batch(es), {how}", took, memory()))
+            del own
+            reset_memory()
+            attempt(
+                f"{kind}: train()",
+                lambda e=examples, f=timed, g=graphed, h=how: f.append(
+                    (f"train() on Trainer, {h}", [trainer_step(sizes, e, graphed=g)], memory())
+                ),
+            )
         reset_memory()
         seed = SeedRecipe(sizes, examples)
         timed.append(("the seed's recipe", seconds_of(seed, sizes.rounds), memory()))
@@ -503,7 +518,8 @@ def profiled(name: str, run: Callable[[], Any], *, units: int, unit: str) -> Non
 
 def training_profile(sizes: Sizes) -> None:
     """Profile training steps."""
-    own = OwnSteps(sizes, examples_like("gsm8k", sizes.train_rows, tiny=sizes.tiny))
+    examples = examples_like("gsm8k", sizes.train_rows, tiny=sizes.tiny)
+    own = OwnSteps(sizes, examples, graphed=sizes.device == "cuda")
     profiled("training step, gsm8k", lambda: (own(), own(), own()), units=3, unit="step")
 
 

@@ -11,6 +11,8 @@ from .sft_stage import stage_summary as stage_summary
 from .stage_data import test_questions as test_questions
 from .stage_run import add_stage_arguments as add_stage_arguments
 from .stage_run import parse_stage as parse_stage
+from .step_graphs import StepGraphs as StepGraphs
+from .step_graphs import planned_shapes as planned_shapes
 from .step_plan import plan_steps as plan_steps
 from .trainer import MicroBatches as MicroBatches
 from .trainer import train as train
@@ -19,6 +21,7 @@ from .trainer import training_flops as training_flops
 __all__ = [
     "SHAPES",
     "MicroBatches",
+    "StepGraphs",
     "add_stage_arguments",
     "load_examples",
     "new_model",
@@ -26,6 +29,7 @@ __all__ = [
     "parse_stage",
     "plan_run",
     "plan_steps",
+    "planned_shapes",
     "pretrain",
     "run_stage",
     "stage_summary",
