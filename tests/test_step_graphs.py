@@ -218,6 +218,6 @@ def test_frozen_parameters_have_no_gradient_of_ours(model):
 def test_a_small_micro_batch_in_a_large_shape_is_padded_with_several_documents():
     example = make_example([5] * 9)
     inputs = MicroBatches([example], plan_steps([example], SETTINGS), pad_id=PAD)[0]
-    shape = Shape(tokens=64, supervised=16, documents=9, longest=9)
+    shape = Shape(tokens=64, supervised=16, documents=9, max_seqlen=9)
     starts = padded(inputs, shape, pad_id=PAD)["cu_seqlens"].tolist()
     assert starts == [0, 9, 18, 27, 36, 45, 54, 63, 64, 64]

@@ -28,12 +28,12 @@ MIN_MULTIPLE = 8  # of T and N: products of other sizes are slower
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a micro-batch is padded to; longest: tokens of a document, the run's largest number."""
+    """What a micro-batch is padded to; max_seqlen: tokens of the run's longest document."""
 
     tokens: int
     supervised: int
     documents: int
-    longest: int
+    max_seqlen: int
 
 
 def graphs_pay(
@@ -66,16 +66,17 @@ def planned_shapes(examples: Sequence[Example], plan: StepPlan) -> list[Shape]:
     parts = [[i for row in rows for i in row] for step in plan.steps for rows in step]
     tokens = [max(1, sum(len(examples[i].input_ids) for i in part)) for part in parts]
     supervised = [sum(supervised_tokens(examples[i]) for i in part) for part in parts]
-    longest = max(len(example.input_ids) for example in examples)
+    max_seqlen = max(len(example.input_ids) for example in examples)
     shapes: dict[int, Shape] = {}
     for group in _alike(tokens):
-        most = max(_rounded_up(tokens[part]) for part in group)
+        padded_tokens = max(_rounded_up(tokens[part]) for part in group)
         # Padding may be longer than any document is, so it is several.
         documents = max(
-            max(1, len(parts[part])) + math.ceil((most - tokens[part]) / longest) for part in group
+            max(1, len(parts[part])) + math.ceil((padded_tokens - tokens[part]) / max_seqlen)
+            for part in group
         )
         targets = max(supervised[part] for part in group)
-        shape = Shape(most, _multiple(targets, MIN_MULTIPLE), documents, longest)
+        shape = Shape(padded_tokens, _multiple(targets, MIN_MULTIPLE), documents, max_seqlen)
         shapes |= dict.fromkeys(group, shape)
     return [shapes[part] for part in range(len(parts))]
 
@@ -113,19 +114,18 @@ def padded(inputs: dict[str, Any], shape: Shape, *, pad_id: int) -> dict[str, An
     """
     here = inputs["input_ids"].shape[1]
     rest, more = shape.tokens - here, shape.supervised - len(inputs["keep"])
-    starts = inputs["cu_seqlens"]
-    ends = torch.arange(here, shape.tokens, shape.longest, dtype=starts.dtype)[1:]
-    filled = torch.full((shape.documents + 1,), shape.tokens, dtype=starts.dtype)
-    filled[: len(starts)] = starts
-    filled[len(starts) : len(starts) + len(ends)] = ends
+    documents = inputs["cu_seqlens"]
+    padding = torch.arange(here, shape.tokens, shape.max_seqlen, dtype=documents.dtype)[1:]
+    bounds = torch.cat([documents, padding])
+    more_bounds = shape.documents + 1 - len(bounds)
     return {
         "input_ids": pad(inputs["input_ids"], (0, rest), value=pad_id),
         "position_ids": pad(inputs["position_ids"], (0, rest)),
         "keep": pad(inputs["keep"], (0, more)),
         "targets": pad(inputs["targets"], (0, more)),
         "loss_weights": pad(torch.ones(len(inputs["keep"])), (0, more)),
-        "cu_seqlens": filled,
-        "max_seqlen": shape.longest,
+        "cu_seqlens": pad(bounds, (0, more_bounds), value=shape.tokens),
+        "max_seqlen": shape.max_seqlen,
     }
 
 
