@@ -25,6 +25,17 @@ if name.startswith("fails"):
     sys.exit("error: no such base")
 if name.startswith("dies"):
     os.abort()
+if name.startswith("large"):  # has no room next to another, "larger" not even alone
+    started = root / f"{name}.began"
+    started.write_text(started.read_text() + "." if started.exists() else ".")
+    time.sleep(0.3)
+    others = [p for p in root.glob("*.here") if p.stem != name]
+    (root / f"{name}.here").write_text("")
+    time.sleep(0.3)
+    others += [p for p in root.glob("*.here") if p.stem != name]
+    (root / f"{name}.here").unlink()
+    if others or name.startswith("larger"):
+        sys.exit("failed: not enough memory (CUDA out of memory); end other programs")
 if name.startswith("hangs"):
     time.sleep(600)
 for part in ("train", "eval"):
@@ -83,6 +94,19 @@ def test_a_lineage_that_fails_stops_no_other_and_is_named(child, tmp_path):
         assert (tmp_path / name / "eval").is_file()
     assert max(map(len, told)) <= 2
     assert told[-1] == []
+
+
+def test_what_had_no_memory_next_to_others_runs_again_with_fewer(child, tmp_path, capfd):
+    """Eight lineages on one GPU: twelve of twenty failed for want of memory, one by one."""
+    names = ("large_1", "large_2", "large_3", "larger_4", "a")
+    failed, _ = run(tmp_path, *names, jobs=3)
+    log = tmp_path / "logs" / "larger_4.log"
+    how = "exit status 1: failed: not enough memory (CUDA out of memory); end other programs"
+    assert failed == {"larger_4": f"{how} (see {log})"}
+    for name in ("large_1", "large_2", "large_3", "a"):
+        assert (tmp_path / name / "eval").is_file()
+    assert "begun again later, 2 at a time" in capfd.readouterr().out
+    assert len((tmp_path / "larger_4.began").read_text()) <= 4
 
 
 def test_as_many_run_at_once_as_are_asked_for(child, tmp_path):

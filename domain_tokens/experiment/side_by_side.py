@@ -1,4 +1,8 @@
-"""Lineages side by side: a process and a log file each; one that fails stops no other."""
+"""Lineages side by side: a process and a log file each; one that fails stops no other.
+
+Several on one GPU share its memory, and nobody knows before how much each takes: what ran out of it
+next to others is begun again with fewer at a time.
+"""
 
 import os
 import subprocess
@@ -10,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domain_tokens.experiment.stages import Lineage
-from domain_tokens.runs import ROOT, job_cpus, make_folder
+from domain_tokens.runs import NO_MEMORY, ROOT, job_cpus, make_folder
 
 SCRIPT = ROOT / "scripts" / "run_experiment.py"
 LOOK_EVERY = 0.5  # seconds
@@ -32,22 +36,31 @@ def run_side_by_side(
     Every process ends with this one, even where this one is killed: see `end_with_parent`.
     """
     make_folder(logs)
-    waiting, running = deque(lineages), dict[str, subprocess.Popen]()
+    waiting, running = deque(line.name for line in lineages), dict[str, subprocess.Popen]()
     failed: dict[str, str] = {}
-    before = _finished(lineages)
+    crowded = set[str]()  # what runs, or ran, next to others
+    at_once, before = jobs, _finished(lineages)
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                name = waiting.popleft().name
+            while waiting and len(running) < at_once:
+                name = waiting.popleft()
                 running[name] = _start(name, argv, jobs=jobs, log=_log(logs, name))
+                crowded = crowded | set(running) if len(running) > 1 else crowded - {name}
             time.sleep(LOOK_EVERY)
             ended = {
                 name: process for name, process in running.items() if process.poll() is not None
             }
             for name, process in ended.items():
                 del running[name]
-                if process.returncode:
-                    failed[name] = _how(process.returncode, _log(logs, name))
+                if not process.returncode:
+                    continue
+                how = _how(process.returncode, _log(logs, name))
+                if name in crowded and NO_MEMORY in how:
+                    at_once = max(1, at_once - 1)
+                    waiting.append(name)
+                    print(f"{name}: {how}; begun again later, {at_once} at a time", flush=True)
+                else:
+                    failed[name] = how
             now = _finished(lineages)
             if ended or now != before:
                 before = now

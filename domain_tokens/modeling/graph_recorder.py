@@ -28,4 +28,5 @@ class GraphRecorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             body()
+        torch.cuda.empty_cache()  # what the run on the other stream had is of no more use
         return graph.replay

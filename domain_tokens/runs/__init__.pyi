@@ -1,5 +1,6 @@
 from .cli import CONDITIONS as CONDITIONS
 from .cli import COUNT as COUNT
+from .cli import NO_MEMORY as NO_MEMORY
 from .cli import ROOT as ROOT
 from .cli import SEED as SEED
 from .cli import Number as Number
@@ -120,6 +121,7 @@ __all__ = [
     "EVALUATION_LINES",
     "EVALUATION_RESULTS",
     "MEASURED",
+    "NO_MEMORY",
     "PACKAGE",
     "ROOT",
     "SEAL",

@@ -23,6 +23,7 @@ from domain_tokens.runs.threads import settle_threads
 
 CONDITIONS = ("baseline", "mul_tokens")  # the two arms
 ROOT = Path(__file__).parents[2]
+NO_MEMORY = "not enough memory"  # in the last line of whatever ran out of it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -158,7 +159,8 @@ def overrides_of(overrides: Sequence[str], flags: Mapping[str, object]) -> list[
 def run_script(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a script's main; its exit status is 0 when done, 1 for a failed run, 2 for bad input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    settle_threads()
+    if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+        settle_threads()
     warnings.filterwarnings("ignore", category=FutureWarning)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _terminate)
@@ -219,7 +221,7 @@ def _failure(error: Exception) -> str | None:
     text = str(error)
     if is_out_of_memory(error):
         first = text.split("\n")[0] or "MemoryError"
-        return f"not enough memory ({first}); end other programs, then {_again()}"
+        return f"{NO_MEMORY} ({first}); end other programs, then {_again()}"
     space = isinstance(error, OSError) and error.errno in NO_ROOM
     # safetensors and torch raise errors of their own for a write that fails.
     if space or "os error 28" in text or "os error 27" in text or "failed writing file" in text:
