@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain_tokens.experiment import Experiment
-from domain_tokens.runs.cli import SEED, Number, Parser
+from domain_tokens.runs.cli import SEED, Number, Parser, run_script
 from tests.conftest import ROOT, call, load_script
 from tests.test_scripts import EVALUATION, SCRIPTS, TRAINING
 
@@ -193,3 +193,12 @@ def test_the_demo_starts_in_another_working_directory(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "50 examples" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], []])
+def test_only_a_command_that_works_looks_at_the_cpus(monkeypatch, words):
+    """The look takes a twentieth of a second, which --help has no use for."""
+    looks = []
+    monkeypatch.setattr("domain_tokens.runs.cli.settle_threads", lambda: looks.append(1))
+    assert run_script(lambda argv: 0, words) == 0
+    assert len(looks) == (not words)

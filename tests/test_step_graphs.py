@@ -14,23 +14,13 @@ from domain_tokens.training.frozen_rows import frozen_rows
 from domain_tokens.training.loss import summed_loss
 from domain_tokens.training.step_graphs import MIN_USES, Shape, StepGraphs, padded, planned_shapes
 from domain_tokens.training.step_plan import plan_steps
-from domain_tokens.training.trainer import MicroBatches, train
+from domain_tokens.training.trainer import MicroBatches, last_checkpoint, train
 from tests.conftest import plant, tiny_llama
+from tests.test_cuda_graphs import Again
 from tests.test_packing import make_example, random_examples
 from tests.test_training import SETTINGS, with_
 
 PAD = 50_256
-
-
-class Again:
-    """Stands in for CUDA graphs: the body runs again on the tensors that it was recorded with."""
-
-    recorded = 0
-
-    def __call__(self, body, *, keep):
-        Again.recorded += 1
-        body()
-        return body
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -185,7 +175,7 @@ def test_a_resumed_run_pads_as_the_whole_one_does(tiny_model, recorded, tmp_path
     """Shapes follow from the plan, not from what a process has seen of it."""
     examples = random_examples(60)
     whole, weights = trained(copy.deepcopy(tiny_model), examples, SETTINGS, tmp_path / "whole")
-    settings = with_(save_steps=7)
+    saving = with_(save_steps=7)
     stopped = copy.deepcopy(tiny_model)
 
     class Killed(Exception):
@@ -202,8 +192,13 @@ def test_a_resumed_run_pads_as_the_whole_one_does(tiny_model, recorded, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepGraphs, "__call__", until)
         with pytest.raises(Killed):
-            trained(stopped, examples, settings, tmp_path / "stopped")
-    resumed, others = trained(copy.deepcopy(tiny_model), examples, settings, tmp_path / "stopped")
+            trained(stopped, examples, saving, tmp_path / "stopped")
+    assert last_checkpoint(tmp_path / "stopped").endswith("-7")
+    passes.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepGraphs, "__call__", lambda *a: passes.append(1) or honest(*a))
+        resumed, others = trained(copy.deepcopy(tiny_model), examples, saving, tmp_path / "stopped")
+    assert len(passes) == 16 - 7
     assert torch.equal(weights, others)
     assert resumed.train_loss == whole.train_loss
 
