@@ -1,16 +1,16 @@
 """Scores of continuations equal those of a plain forward pass over the whole text."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain_tokens.inference.log_probs import _groups, continuation_log_probs, next_token_mass
+from domain_tokens.inference.log_probs import _groups, continuation_log_probs
+from domain_tokens.inference.prefix_tree import PrefixTree, prefix_tree
 from tests.conftest import plant
 
 IDS = st.lists(st.integers(0, 50_348), min_size=1, max_size=9)
+FEW = st.lists(st.integers(5, 7), min_size=1, max_size=4)  # which often begin alike
 
 
 @pytest.fixture
@@ -26,47 +26,85 @@ def plainly(model, prompt, continuation):
     return float(steps.gather(-1, torch.tensor(continuation)[:, None]).sum())
 
 
-@settings(
+PATIENT = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.lists(st.tuples(IDS, st.lists(IDS, min_size=1, max_size=4)), min_size=1, max_size=4))
-def test_scores_are_those_of_a_plain_forward_pass(model, cases):
+
+
+@PATIENT
+@given(
+    st.lists(st.tuples(IDS, st.lists(IDS | FEW, min_size=1, max_size=6)), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.integers(1, 5),
+)
+def test_scores_are_those_of_a_plain_forward_pass(model, cases, max_tokens, logit_rows):
+    """A1 read every prompt four times and each of 126 answers with a copy of it: 3.5 minutes."""
     prompts = [prompt for prompt, _ in cases]
     continuations = [group for _, group in cases]
-    scores = continuation_log_probs(model, prompts, continuations)
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": max_tokens})
+        plant(patch, "domain_tokens.inference.log_probs.LOGIT_ROWS", logit_rows)
+        scores = continuation_log_probs(model, prompts, continuations)
     for prompt, group, values in zip(prompts, continuations, scores, strict=True):
         expected = [plainly(model, prompt, continuation) for continuation in group]
         assert values == pytest.approx(expected, abs=2e-4)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=9), st.integers(1, 40), st.booleans())
-def test_texts_with_one_continuation_are_read_packed(model, cases, max_tokens, able):
-    """G1 scores sixteen rationales a question; padded and masked they cost as much as sampling."""
+@PATIENT
+@given(FEW, st.lists(FEW, min_size=1, max_size=8))
+def test_a_tree_holds_every_beginning_once(prompt, continuations):
+    tree = prefix_tree(prompt, continuations)
+    sequences = []
+    for token, seen in enumerate(tree.visible().tolist()):
+        before = [at for at, is_seen in enumerate(seen) if is_seen]
+        assert before[-1] == token
+        assert tree.positions[token] == len(before) - 1
+        sequences.append(tuple(tree.ids[at] for at in before))
+    beginnings = {(*prompt, *c[:n]) for c in continuations for n in range(1, len(c))}
+    assert sorted(sequences[len(prompt) :]) == sorted(beginnings)
+    for path, continuation in zip(tree.paths, continuations, strict=True):
+        assert [i for _, i in path] == continuation
+        texts = [sequences[at] for at, _ in path]
+        assert texts == [(*prompt, *continuation[:n]) for n in range(len(continuation))]
+    longest = max(beginnings, key=len, default=())
+    assert tree.is_chain == all(b == longest[: len(b)] for b in beginnings)
+
+
+FAULTS = {
+    "sees what it does not follow": lambda tree: (
+        torch.ones(len(tree.ids), len(tree.ids)).bool().tril()
+    ),
+    "sees itself alone": lambda tree: torch.eye(len(tree.ids), dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_tree_that_sees_wrongly_is_noticed(model, monkeypatch, fault):
+    prompt, group = [3, 4, 5], [[5, 6, 7], [5, 7, 7], [6, 7]]
+    expected = [plainly(model, prompt, continuation) for continuation in group]
+    assert continuation_log_probs(model, [prompt], [group]) == [pytest.approx(expected, abs=2e-4)]
+    monkeypatch.setattr(PrefixTree, "visible", FAULTS[fault])
+    assert continuation_log_probs(model, [prompt], [group]) != [pytest.approx(expected, abs=2e-4)]
+
+
+@PATIENT
+@given(st.lists(st.tuples(IDS, st.lists(IDS, min_size=1, max_size=3)), min_size=1, max_size=9))
+def test_an_architecture_that_reads_no_packed_tokens_scores_the_same(model, cases):
     with pytest.MonkeyPatch.context() as patch:
-        plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": max_tokens})
-        patch.setattr(type(model), "_supports_attention_backend", able)
-        scores = continuation_log_probs(model, [p for p, _ in cases], [[c] for _, c in cases])
-    expected = [[plainly(model, prompt, continuation)] for prompt, continuation in cases]
-    assert scores == [pytest.approx(values, abs=2e-4) for values in expected]
+        patch.setattr(type(model), "_supports_attention_backend", False)
+        scores = continuation_log_probs(model, [p for p, _ in cases], [c for _, c in cases])
+    for (prompt, group), values in zip(cases, scores, strict=True):
+        expected = [plainly(model, prompt, continuation) for continuation in group]
+        assert values == pytest.approx(expected, abs=2e-4)
 
 
 def test_many_prompts_go_through_in_groups(model, monkeypatch):
-    plant(monkeypatch, "domain_tokens.inference.log_probs.TOKENS", 250)
     groups = _groups([[1] * n for n in (3, 9, 2, 6)], [20, 30, 20, 20], max_tokens=250)
     assert groups == [[1], [3, 0], [2]]  # the longest is alone though it is too much
+    plant(monkeypatch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": 250})
     prompts = [[i + 1] * (i % 5 + 1) for i in range(30)]
     continuations = [[[j, 50_256] for j in range(20)]] * 30
     scores = continuation_log_probs(model, prompts, continuations)
     assert [len(values) for values in scores] == [20] * 30
     alone = continuation_log_probs(model, prompts[7:8], continuations[7:8])
     assert scores[7] == pytest.approx(alone[0], abs=1e-4)
-
-
-def test_the_whole_vocabulary_has_mass_one(model):
-    assert next_token_mass(model, [[5, 6], [7]], range(50_349)) == pytest.approx([1, 1])
-    (part,) = next_token_mass(model, [[5, 6]], [9])
-    ((score,),) = continuation_log_probs(model, [[5, 6]], [[[9]]])
-    assert part == pytest.approx(math.exp(score), rel=1e-4)

@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from math import exp
 from typing import TYPE_CHECKING, Any
 
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.metrics import DISTRACTORS, item_scores, log_sum
 from domain_tokens.evaluation.probes import TABLE, TEMPLATES
 from domain_tokens.evaluation.stories import worded
-from domain_tokens.inference import Response, continuation_log_probs, next_token_mass
+from domain_tokens.inference import Response, continuation_log_probs
 from domain_tokens.prompts import Renderer
 from domain_tokens.treatments import FACT_TOKENS
 from domain_tokens.vocabulary import FACT_PAIRS
@@ -47,20 +48,28 @@ def table_scores(
         renderer.prompt([("user", worded(template, a, b))], response_prefix=response_prefix)
         for a, b, template in cells
     ]
-    choices = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]
-    scores = continuation_log_probs(subject.model, prompts, [choices] * len(prompts))
-    masses = next_token_mass(subject.model, prompts, subject.layout.fact_ids)
+    facts = subject.layout.fact_ids
+    # In digits; as the next token; as a fact token after a space, as the renderer writes it.
+    digits = [[*renderer.encode(f" {c}"), renderer.eos] for c in PRODUCTS]
     routes = (
-        _fact_log_probs(subject, renderer, prompts) if _has_two_routes(subject, templates) else ()
+        [[*renderer.encode(" "), i, renderer.eos] for i in facts]
+        if _has_two_routes(subject, templates)
+        else []
     )
+    choices = [*digits, *([i] for i in facts), *routes]
     lines = []
-    for number, (a, b, template) in enumerate(cells):
-        score, mass = scores[number], masses[number]
-        right, total = score[PRODUCTS.index(a * b)], log_sum(score)
+    for (a, b, template), scores in zip(
+        cells,
+        continuation_log_probs(subject.model, prompts, [choices] * len(prompts)),
+        strict=True,
+    ):
+        in_digits, rest = scores[: len(digits)], scores[len(digits) :]
+        mass, as_facts = exp(log_sum(rest[: len(facts)])), rest[len(facts) :]
+        right, total = in_digits[PRODUCTS.index(a * b)], log_sum(in_digits)
         line = {"a": a, "b": b, "template": template, "log_prob": right, "log_sum": total}
         line |= {"value": right - total, "fact_mass": mass}
-        if routes:
-            line |= _both_routes(right, total, routes[number], a * b)
+        if as_facts:
+            line |= _both_routes(right, total, as_facts, a * b)
         lines.append(line)
     return lines
 
@@ -70,26 +79,11 @@ def _has_two_routes(subject: "LoadedCheckpoint", templates: Sequence[str]) -> bo
     return templates == TEMPLATES and (subject.treatment or FACT_TOKENS).rows_are_facts
 
 
-def _fact_log_probs(
-    subject: "LoadedCheckpoint", renderer: Renderer, prompts: Sequence[list[int]]
-) -> list[list[float]]:
-    """Return log p(fact token + EOS) of the 45 facts after each prompt: [prompts, 45].
-
-    A fact token stands after a space, as the renderer writes it.
-    """
-    space = renderer.encode(" ")
-    facts = [[i, renderer.eos] for i in subject.layout.fact_ids]
-    count = len(prompts)
-    before = continuation_log_probs(subject.model, prompts, [[space]] * count)
-    after = continuation_log_probs(subject.model, [[*p, *space] for p in prompts], [facts] * count)
-    return [
-        [of_space + of for of in of_facts]
-        for (of_space,), of_facts in zip(before, after, strict=True)
-    ]
-
-
 def _both_routes(right: float, total: float, facts: list[float], product: int) -> dict[str, float]:
-    """Return a line's sums over digits and fact tokens; right, total: of the digits alone."""
+    """Return a line's sums over digits and fact tokens.
+
+    right, total: of the digits alone; facts: log p(space + fact token + EOS) of the 45.
+    """
     same = [value for value, (a, b) in zip(facts, FACT_PAIRS, strict=True) if a * b == product]
     both, all_ = log_sum([right, *same]), log_sum([total, *facts])
     return {"both_log_prob": both, "both_log_sum": all_, "both_value": both - all_}

@@ -4,7 +4,6 @@ from .decoder import generate as generate
 from .forced_tokens import Calculator as Calculator
 from .forced_tokens import Constraints as Constraints
 from .log_probs import continuation_log_probs as continuation_log_probs
-from .log_probs import next_token_mass as next_token_mass
 from .noise import SAMPLER_VERSION as SAMPLER_VERSION
 from .sampling import GREEDY as GREEDY
 from .sampling import Sampling as Sampling
@@ -18,6 +17,5 @@ __all__ = [
     "Sampling",
     "continuation_log_probs",
     "generate",
-    "next_token_mass",
     "prepack_",
 ]

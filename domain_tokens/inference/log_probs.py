@@ -1,24 +1,32 @@
 """Log-probabilities of given continuations, whose prompt is read only once."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from math import fsum
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domain_tokens.inference.cpu.packed_weights import prepacked
 from domain_tokens.inference.forward import PackedForward, packed_forward
 from domain_tokens.inference.kv_cache import to_device
-from domain_tokens.modeling import attend_within_documents, fp32_logits
+from domain_tokens.inference.prefix_tree import PrefixTree, padded_visibility, prefix_tree
+from domain_tokens.modeling import (
+    Attend,
+    attend_where_visible,
+    attend_within_documents,
+    fp32_logits,
+)
 from domain_tokens.runs import gather_dict, share_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENS = 16_384  # of prompts that are in memory at once, each as often as it is continued
 # Of texts that are read one after the other; fewer would leave a GPU waiting for the host.
 PACKED_TOKENS = {"cpu": 1024, "cuda": 16_384}
 LOGIT_ROWS = 2048  # of which logits are in memory at once
+# Where an architecture cannot read so: of prompts, padded, each as often as it is continued.
+PADDED_TOKENS = 16_384
 
 
 @torch.inference_mode()
@@ -30,23 +38,25 @@ def continuation_log_probs(
     """Return log p(continuation | prompt) in nats for every continuation of every prompt.
 
     prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty. A
-    prompt with several continuations is read once; fp32 results do not depend on what else is in
-    the batch. Several processes share the batches.
+    prompt is read once, and so is what its continuations have in common; fp32 results do not depend
+    on what else is in the batch. Several processes share the batches.
     """
     model.eval()
     scores: dict[int, list[float]] = {}
-    alone = all(len(group) == 1 for group in continuations)
-    with packed_forward(model) if alone else prepacked(model) as forward:
+    with packed_forward(model) as forward:
         if forward:
-            texts = [[*p, *c[:-1]] for p, (c,) in zip(prompts, continuations, strict=True)]
+            pairs = zip(prompts, continuations, strict=True)
+            trees = [prefix_tree(prompt, group) for prompt, group in pairs]
             max_tokens = PACKED_TOKENS.get(model.device.type, PACKED_TOKENS["cpu"])
-            groups = _groups(texts, [1] * len(texts), max_tokens=max_tokens)
+            groups = _groups([t.ids for t in trees], [1] * len(trees), max_tokens=max_tokens)
+            for group in share_of(groups):
+                scored = _score_trees(forward, [trees[i] for i in group])
+                scores.update(zip(group, scored, strict=True))
         else:
-            groups = _groups(prompts, [len(group) for group in continuations], max_tokens=TOKENS)
-        for group in share_of(groups):
-            chosen = [prompts[i] for i in group], [continuations[i] for i in group]
-            scored = _score_packed(forward, *chosen) if forward else _score(model, *chosen)
-            scores.update(zip(group, scored, strict=True))
+            copies = [len(group) for group in continuations]
+            for group in share_of(_groups(prompts, copies, max_tokens=PADDED_TOKENS)):
+                chosen = [prompts[i] for i in group], [continuations[i] for i in group]
+                scores.update(zip(group, _score_padded(model, *chosen), strict=True))
     scores = gather_dict(scores)
     return [scores[i] for i in range(len(prompts))]
 
@@ -56,7 +66,7 @@ def _groups(
 ) -> list[list[int]]:
     """Return indices of prompts to read together, longest first: of like length, little padding.
 
-    most: tokens in a group, padding included; a prompt with more is alone.
+    max_tokens: of a group, padding included; a prompt with more is alone.
     """
     groups: list[list[int]] = []
     width = room = 0
@@ -69,14 +79,79 @@ def _groups(
     return groups
 
 
-def _score(
+def _score_trees(forward: PackedForward, trees: Sequence[PrefixTree]) -> list[list[float]]:
+    """Score one group, one text after the other: no padding but in attention."""
+    device = forward.device
+    firsts = list(accumulate((len(tree.ids) for tree in trees[:-1]), initial=0))
+    texts = list(zip(firsts, trees, strict=True))
+    # (token, id after it): once each, tokens in order, however many continuations pass there.
+    steps = sorted(
+        {(first + at, i) for first, tree in texts for path in tree.paths for at, i in path}
+    )
+    keep = sorted({token for token, _ in steps})
+    row_of = {token: row for row, token in enumerate(keep)}
+    rows = [row_of[token] for token, _ in steps]
+    lists = (
+        [i for tree in trees for i in tree.ids],
+        [position for tree in trees for position in tree.positions],
+        keep,
+        [row % LOGIT_ROWS for row in rows],
+        [i for _, i in steps],
+    )
+    ids, positions, kept, row, chosen = (to_device(torch.tensor(x), device) for x in lists)
+    parts = forward.logits(ids, positions, _attention(trees, device), keep=kept, rows=LOGIT_ROWS)
+    values, done = [], 0
+    for number, logits in enumerate(parts, 1):  # fp32 [LOGIT_ROWS or fewer, V]
+        part = slice(done, bisect_left(rows, number * LOGIT_ROWS))
+        values.append(logits.log_softmax(-1)[row[part], chosen[part]].double())
+        done = part.stop
+    known = dict(zip(steps, torch.cat(values).cpu().tolist(), strict=True))
+    return [
+        [fsum(known[first + at, i] for at, i in path) for path in tree.paths]
+        for first, tree in texts
+    ]
+
+
+def _attention(trees: Sequence[PrefixTree], device: torch.device) -> Attend:
+    """Return the attention of a group of texts: causal where none of them branches."""
+    sizes = [len(tree.ids) for tree in trees]
+    if all(tree.is_chain for tree in trees):
+        cu_seqlens = to_device(torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), device)
+
+        def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
+            return attend_within_documents(q, k, v, cu_seqlens, max(sizes), scaling)
+    else:
+        layout = [to_device(x, device) for x in padded_visibility(trees)]
+
+        def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
+            return attend_where_visible(q, k, v, *layout, scaling)
+
+    return attend
+
+
+def _score_padded(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
 ) -> list[list[float]]:
-    """Score one group. P prompts, C continuations in all, T and L tokens of each."""
+    """Score one group; read by `model` as it is, with masks and a cache of its own.
+
+    P prompts, C continuations in all, T and L tokens of each.
+    """
     device = model.device
-    first, cache, mask = _read(model, prompts, use_cache=True)
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids, mask = (to_device(x, device) for x in (ids, mask))
+    logits, output = fp32_logits(
+        model,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = output.past_key_values
     flat = [list(c) for group in continuations for c in group]
     counts = torch.tensor([len(group) for group in continuations])
     longest = max(len(c) for c in flat)
@@ -88,7 +163,7 @@ def _score(
             torch.tensor([[1] * len(c) + [0] * (longest - len(c)) for c in flat]),
         )
     )
-    first = first.log_softmax(-1)  # [P, V]
+    first = logits[:, -1].log_softmax(-1)  # [P, V]
     total = first[owner, padded[:, 0]].double()  # [C]
     if longest > 1:
         cache.batch_select_indices(owner)
@@ -106,73 +181,3 @@ def _score(
     values = total.tolist()
     bounds = [0, *counts.cumsum(0).tolist()]
     return [values[a:b] for a, b in pairwise(bounds)]
-
-
-def _score_packed(
-    forward: PackedForward,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[Sequence[int]]],
-) -> list[list[float]]:
-    """Score one continuation of each prompt, one text after the other: no padding, no mask."""
-    device = forward.device
-    answers = [continuation for (continuation,) in continuations]
-    texts = [[*p, *c[:-1]] for p, c in zip(prompts, answers, strict=True)]
-    ends = list(accumulate(len(text) for text in texts))
-    positions = [position for text in texts for position in range(len(text))]
-    # What is wanted follows the last token of a prompt, and then each token but the last.
-    keep = [at for end, c in zip(ends, answers, strict=True) for at in range(end - len(c), end)]
-    chosen = [i for c in answers for i in c]
-    cu_seqlens = to_device(torch.tensor([0, *ends], dtype=torch.int32), device)
-    max_seqlen = max(map(len, texts))
-
-    def attend(layer: int, q: Any, k: Any, v: Any, scaling: float | None) -> torch.Tensor:
-        return attend_within_documents(q, k, v, cu_seqlens, max_seqlen, scaling)
-
-    lists = ([i for text in texts for i in text], positions, keep, chosen)
-    ids, at, kept, targets = (to_device(torch.tensor(x), device) for x in lists)
-    # Logits of all tokens of continuations [N, V], a few rows at a time.
-    values = torch.cat(
-        [
-            logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double()
-            for logits, tokens in zip(
-                forward.logits(ids, at, attend, keep=kept, rows=LOGIT_ROWS),
-                targets.split(LOGIT_ROWS),
-                strict=True,
-            )
-        ]
-    )
-    return [[float(part.sum())] for part in values.cpu().split([len(c) for c in answers])]
-
-
-def _read(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, use_cache: bool
-) -> tuple[torch.Tensor, Any, torch.Tensor]:
-    """Read prompts, left-padded; return the logits that follow [P, V], the cache, and the mask."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    ids, mask = (to_device(x, model.device) for x in (ids, mask))
-    logits, output = fp32_logits(
-        model,
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=use_cache,
-        logits_to_keep=1,
-    )
-    return logits[:, -1], output.past_key_values if use_cache else None, mask
-
-
-@torch.inference_mode()
-def next_token_mass(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], ids: Sequence[int]
-) -> list[float]:
-    """Return, for each prompt, the probability that the next token is one of ids (0–1)."""
-    chosen = torch.tensor(list(ids), device=model.device)
-    masses: dict[int, float] = {}
-    with prepacked(model):
-        for group in _groups(prompts, [1] * len(prompts), max_tokens=TOKENS):
-            logits, _, _ = _read(model, [prompts[i] for i in group], use_cache=False)
-            shares = logits.double().softmax(-1)[:, chosen].sum(-1)
-            masses.update(zip(group, shares.tolist(), strict=True))
-    return [masses[i] for i in range(len(prompts))]

@@ -5,6 +5,7 @@ from .output_layer import fp32_logits as fp32_logits
 from .output_layer import logits_of as logits_of
 from .packed_attention import PACKED_ATTENTION as PACKED_ATTENTION
 from .packed_attention import Attend as Attend
+from .packed_attention import attend_where_visible as attend_where_visible
 from .packed_attention import attend_within_documents as attend_within_documents
 from .packed_attention import cu_seqlens_of as cu_seqlens_of
 from .packed_attention import flash_takes as flash_takes
@@ -24,6 +25,7 @@ __all__ = [
     "PACKED_ATTENTION",
     "Attend",
     "GraphRecorder",
+    "attend_where_visible",
     "attend_within_documents",
     "cu_seqlens_of",
     "flash_takes",

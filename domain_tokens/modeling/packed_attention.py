@@ -106,6 +106,31 @@ def attend_within_documents(
     return torch.cat([_causal(*part, scaling, grouped) for part in parts])
 
 
+def attend_where_visible(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    laid_out: torch.Tensor,
+    rows: torch.Tensor,
+    visible: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend to what each token may see: q [N, H, D], k and v [N, H or fewer, D] -> [N, H, D].
+
+    laid_out: [B, L], which token stands where in B rows; rows: [N], where each token stands in the
+    rows, read one after another; visible: bool [B, 1, L, L].
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda:  # its kernels that take a mask take no groups
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        grouped = False
+    q, k, v = (x[laid_out].transpose(1, 2) for x in (q, k, v))  # [B, heads, L, D]
+    attended = scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, scale=scaling, enable_gqa=grouped
+    )
+    return attended.transpose(1, 2).flatten(0, 1)[rows]
+
+
 def flash_takes(x: torch.Tensor) -> bool:
     """Return whether flash attention takes heads like x [..., D]: on CUDA in half precision."""
     return x.is_cuda and x.dtype != torch.float32 and flash_takes_heads(x.shape[-1])
