@@ -1,6 +1,7 @@
 """Show what injection touches in a data set: shares, samples, and the tokens of each treatment."""
 
 import argparse
+import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,9 +12,18 @@ from tqdm import tqdm
 
 from domain_tokens import checkpoints
 from domain_tokens.data import Conversation, load_conversations, load_problems, problem_messages
+from domain_tokens.errors import UserError
 from domain_tokens.injection import OLDER_MODES, Mode, find_facts, near_misses
 from domain_tokens.merges import choose_merges
-from domain_tokens.runs import COUNT, Parser, named_today, run_script, write_json
+from domain_tokens.runs import (
+    COUNT,
+    Parser,
+    Rationale,
+    named_today,
+    run_script,
+    write_json,
+    write_text,
+)
 from domain_tokens.treatments import NAMES, Name, Treatment
 from domain_tokens.vocabulary import FACTS, extend_tokenizer, gpt2_tokenizer
 
@@ -26,6 +36,7 @@ EXAMPLE = (
 )
 CONTEXT = 30  # characters shown on both sides
 SAMPLES = 5  # of each kind
+ASSISTANT = "assistant"
 WHOLE = 2**31 - 1  # tokens: no row is cut
 
 
@@ -42,6 +53,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="{products,equations}",
         help="whether bare products are facts, too, or only what has a result",
     )
+    parser.add_argument(
+        "--rationale",
+        default="full",
+        choices=get_args(Rationale),
+        help="what is read of a problem's solution, as data.rationale (full)",
+    )
     parser.add_argument("--max-samples", type=COUNT, metavar="N", help="only N rows, by hash")
     parser.add_argument(
         "--treatment",
@@ -53,7 +70,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="default: GPT-2's")
     parser.add_argument("--output-path", metavar="FILE", help="write everything here as JSON")
+    parser.add_argument(
+        "--touched-path", metavar="FILE", help="write the rows that hold a fact here as JSONL"
+    )
     args = parser.parse_args(argv)
+    if args.kind == "conversations" and args.rationale != "full":
+        raise UserError(
+            f"--rationale {args.rationale} with --kind conversations, which have no calculator "
+            "annotations; leave it out"
+        )
+    if args.touched_path and Path(args.touched_path).exists():
+        raise UserError(f"--touched-path {args.touched_path} is there already; name a new file")
     args.mode = named_today({"injection_mode": args.mode}, announce="data")["injection_mode"]
     return args
 
@@ -65,10 +92,27 @@ def load(args: argparse.Namespace) -> list[Conversation]:
         loaded = load_conversations(args.source, key="--source", **options)
         rows = loaded.items
     else:
+        options["rationale"] = args.rationale
         loaded = load_problems(args.source, key="--source", **options)
         rows = [Conversation(p.id, problem_messages(p), args.source, p.row) for p in loaded.items]
     print(*loaded.notes(), sep="\n", end="\n" * bool(loaded.dropped))
     return rows
+
+
+def facts_of(row: Conversation, mode: Any) -> int:
+    """Return how many facts injection would write into a row."""
+    return sum(len(find_facts(text, mode=mode)) for role, text in row.messages if role == ASSISTANT)
+
+
+def row_line(row: Conversation, kind: str) -> str:
+    """Return a row as a line of JSONL that the training scripts read, with the same id."""
+    texts = [content for _, content in row.messages]
+    if kind == "problems":
+        fields: dict[str, Any] = dict(zip(("question", "answer"), texts, strict=True))
+    else:
+        messages = [{"role": role, "content": content} for role, content in row.messages]
+        fields = {"messages": messages, "source": row.source}
+    return json.dumps({"id": row.id, **fields}, ensure_ascii=False) + "\n"
 
 
 def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str, Any]:
@@ -79,7 +123,7 @@ def audit(rows: list[Conversation], renderer: "Renderer", mode: Any) -> dict[str
     samples: dict[str, list[str]] = defaultdict(list)
     for row in tqdm(rows, desc="audit", delay=2, disable=None):
         matches_of_row = 0
-        for text in (content for role, content in row.messages if role == "assistant"):
+        for text in (content for role, content in row.messages if role == ASSISTANT):
             tokens += len(renderer.encode(text))
             matches = find_facts(text, mode=mode)
             matches_of_row += len(matches)
@@ -117,7 +161,7 @@ def count_tokens(
     from domain_tokens.prompts import Renderer
 
     plain = Renderer(tokenizer)
-    texts = [f" {text}" for row in rows for role, text in row.messages if role == "assistant"]
+    texts = [f" {text}" for row in rows for role, text in row.messages if role == ASSISTANT]
     counts: dict[str, dict[str, Any]] = {}
     lengths: dict[str, list[int]] = {}
     for name in ("baseline", *names):
@@ -156,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     from domain_tokens.runs import refuse_unwritable
 
     refuse_unwritable(args.output_path)
+    refuse_unwritable(args.touched_path)
     rows = load(args)
     tokenizer = (
         checkpoints.load_tokenizer(Path(args.tokenizer)) if args.tokenizer else gpt2_tokenizer()
@@ -182,6 +227,11 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.output_path), report)
         print(f"\nwritten to {args.output_path}")
+    if args.touched_path:
+        Path(args.touched_path).parent.mkdir(parents=True, exist_ok=True)
+        touched = [row_line(row, args.kind) for row in rows if facts_of(row, args.mode)]
+        write_text(Path(args.touched_path), "".join(touched))
+        print(f"\n{len(touched)} rows written to {args.touched_path}")
     return 0
 
 

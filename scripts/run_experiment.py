@@ -46,6 +46,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help=f"control arms: {', '.join(experiment.CONTROLS)} (none; laptop: operands generic)",
     )
+    add(
+        "--without",
+        nargs="+",
+        choices=experiment.EXTRA,
+        default=[],
+        metavar="NAME",
+        help="evaluations of laptop that no primary endpoint needs, to leave out: "
+        + ", ".join(experiment.EXTRA),
+    )
     add("--from", dest="base", metavar="DIR|F.gguf|HUB_ID", help="what laptop's base is made from")
     add("--source", metavar="DIR|HUB_ID", help="laptop: train.jsonl and test.jsonl (openai/gsm8k)")
     add(
@@ -90,7 +99,13 @@ def refuse_misuse(args: argparse.Namespace) -> None:
 def plan_of(args: argparse.Namespace) -> "Experiment":
     """Return the plan that the arguments ask for."""
     options = experiment.Options(
-        args.design, args.treatments, args.base, args.source, args.max_samples, args.overrides
+        args.design,
+        args.treatments,
+        args.base,
+        args.source,
+        args.max_samples,
+        args.overrides,
+        args.without,
     )
     plan = experiment.Experiment(
         args.profile, args.output_root, args.seeds, args.learning_rates, options

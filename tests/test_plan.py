@@ -10,6 +10,7 @@ import pytest
 
 from domain_tokens.errors import UserError
 from domain_tokens.experiment import CONTROLS, Experiment, Options
+from domain_tokens.experiment.settings import config_of
 from tests.conftest import ROOT
 
 STUDY = Experiment("demo", "outputs", [1, 2, 3], [1e-5, 2e-5])
@@ -90,6 +91,28 @@ def test_arms_of_a_replicate_get_the_same_words_but_for_the_arm(name):
     assert replicates
     for key, commands in replicates.items():
         assert len(commands) == 1, (key, commands)
+
+
+def test_what_no_primary_endpoint_needs_can_be_left_out():
+    """Stories took as long as the training of a short study."""
+
+    def kinds(*without):
+        options = Options(base="b.gguf", without=without)
+        plan = Experiment("laptop", "outputs", [1], options=options)
+        comparison = " ".join(map(str, plan.comparisons()))
+        return {stage.kind for stage in plan.stages()}, "+calculator" in comparison
+
+    whole = {"base", "base_copy", "gsm8k", "eval_gsm8k", "probes", "stories", "calculator"}
+    assert kinds() == (whole, True)
+    assert kinds("stories") == (whole - {"stories"}, True)
+    assert kinds("stories", "calculator") == (whole - {"stories", "calculator"}, False)
+    with pytest.raises(UserError, match="wanted some of stories, calculator"):
+        Experiment("demo", "outputs", options=Options(without=["stories"]))
+    with pytest.raises(UserError, match="--without story"):
+        Experiment("laptop", "outputs", options=Options(base="b.gguf", without=["story"]))
+    plan = Experiment("laptop", "outputs", options=Options(base="b.gguf", without=["stories"]))
+    with pytest.raises(UserError, match=r"--set stories"):
+        config_of(plan.layout, "stories")
 
 
 def test_baseline_and_fact_token_are_the_same_runs_in_every_design():

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domain_tokens.data import load_problems
 from domain_tokens.data.examples import Conversation
 from domain_tokens.errors import UserError
 from domain_tokens.evaluation.checkpoint import LoadedCheckpoint
@@ -37,7 +38,7 @@ from domain_tokens.treatments import (
     treatment_of,
 )
 from domain_tokens.vocabulary import FACTS, gpt2_tokenizer, layout_of
-from tests.conftest import load_script
+from tests.conftest import call, load_script
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 MERGES = (("<MUL_1_1_1>", " the total number"), ("<MUL_6_9_54>", " so it is"))
@@ -550,6 +551,39 @@ def test_the_audit_counts_what_an_epoch_reads_and_learns(tokenizer):
         "result": (0, 0, 3),
         "appended": (6, 6, 6),
     }
+
+
+def test_the_audit_writes_the_rows_that_a_token_can_touch(tmp_path, capsys):
+    """Four in five rows of GSM8K hold no fact of the table: a short study trains on the fifth."""
+    rows = [
+        {"question": "q1", "answer": "It is 6*9=<<6*9=54>>54.\n#### 54"},
+        {"question": "q2", "answer": "It is 6+9=<<6+9=15>>15.\n#### 15"},
+        {"question": "q3", "answer": "Say 3*4 twice: <<2+2=4>>\n#### 4", "id": "mine"},
+    ]
+    source, kept = tmp_path / "rows.jsonl", tmp_path / "kept" / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--source", source, "--kind", "problems", "--touched-path"]
+    assert call("scripts/audit_injection.py", *words, kept) == 0
+    options = {"split": "train", "limit": None, "subset_seed": 42}
+    before = load_problems(str(source), **options).items
+    touched = [problem for problem in before if problem.question != "q2"]
+    assert load_problems(str(kept), **options).items == touched  # ids, too
+    assert call("scripts/audit_injection.py", *words, kept) == 2
+    assert "is there already" in capsys.readouterr().err
+    equations = tmp_path / "equations.jsonl"
+    assert call("scripts/audit_injection.py", *words, equations, "--rationale", "equations") == 0
+    (row,) = load_problems(str(equations), **options).items
+    ids = {problem.question: problem.id for problem in before}
+    assert (row.id, row.answer) == (ids["q1"], "<<6*9=54>>\n#### 54")
+
+    chat = {
+        "messages": [{"role": "user", "content": "6*9?"}, {"role": "assistant", "content": "x"}]
+    }
+    source.write_text(json.dumps(chat) + "\n")
+    words = ["--source", source, "--kind", "conversations", "--touched-path", tmp_path / "none"]
+    assert call("scripts/audit_injection.py", *words) == 0
+    assert (tmp_path / "none").read_text() == ""  # only what an assistant says is treated
+    assert call("scripts/audit_injection.py", *words[:-2], "--rationale", "equations") == 2
 
 
 def test_finished_runs_know_nothing_of_keys_at_their_default():

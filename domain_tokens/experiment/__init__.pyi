@@ -1,4 +1,5 @@
 from .layout import DESIGNS as DESIGNS
+from .layout import EXTRA as EXTRA
 from .layout import PROFILES as PROFILES
 from .layout import Options as Options
 from .plan import Experiment as Experiment
@@ -20,6 +21,7 @@ from .stages import Stage as Stage
 __all__ = [
     "CONTROLS",
     "DESIGNS",
+    "EXTRA",
     "PROFILES",
     "Experiment",
     "Options",

@@ -12,6 +12,8 @@ from domain_tokens.runs import in_repository
 # Stages whose config keys --set reaches, as in gsm8k.training.num_epochs=3.
 KINDS = ("base", "tulu", "gsm8k", "eval_gsm8k", "probes", "stories")
 DESIGNS = ("two-arms", "half-tables")
+# Evaluations of the laptop profile that no primary endpoint needs.
+EXTRA = ("stories", "calculator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Options:
     """What a study may be told; None means what the profile or its YAML files say.
 
     base: what the laptop's base is made from. data: a folder with train and test rows of GSM8K, or
-    a hub id. max_samples: GSM8K test items, 0 for all. overrides: STAGE.KEY=VALUE.
+    a hub id. max_samples: GSM8K test items, 0 for all. overrides: STAGE.KEY=VALUE. without: which
+    of EXTRA are left out.
     """
 
     design: str | None = None
@@ -72,6 +75,7 @@ class Options:
     data: str | None = None
     max_samples: int | None = None
     overrides: Sequence[str] = ()
+    without: Sequence[str] = ()
 
 
 class Layout:
@@ -84,6 +88,7 @@ class Layout:
         self.root = Path(output_root) / profile.folder
         self.data = self.root / "data"
         self.moved = output_root != "outputs"
+        self.extra = [kind for kind in EXTRA * profile.probes_more if kind not in options.without]
 
     def base(self, condition: str) -> Path:
         """Return the base folder of a condition."""
@@ -141,6 +146,12 @@ def _refuse_misfit(profile: Profile, options: Options) -> None:
             "--profile laptop has no base; give --from with a GGUF file, a model folder or a hub "
             "id, as in --from HuggingFaceTB/SmolLM2-135M-Instruct"
         )
+    for kind in options.without:
+        if kind not in EXTRA or not profile.probes_more:
+            raise UserError(
+                f"--without {kind} with --profile {profile.name}: wanted some of "
+                f"{', '.join(EXTRA)}, and --profile {LAPTOP.name}"
+            )
     if options.data is not None and Path(options.data).is_file():
         raise UserError(
             f"--source {options.data} is a file; wanted a folder that holds train.jsonl and "

@@ -211,11 +211,10 @@ def _evaluate(layout: Layout, arm: Arm, replicate: Replicate) -> Iterator[Stage]
     probes = "eval/run_arithmetic_probes.py"
     told = [*words(folder), *layout.overrides("probes")]
     yield Stage(probes, told, before, folder / "arithmetic_results.json", "probes")
-    if not layout.profile.probes_more:
-        return
-    told = [*words(folder), "--suite", "stories", *layout.overrides("stories")]
-    yield Stage(probes, told, before, folder / "stories_results.json", "stories")
-    if arm.name == BASELINE:
+    if "stories" in layout.extra:
+        told = [*words(folder), "--suite", "stories", *layout.overrides("stories")]
+        yield Stage(probes, told, before, folder / "stories_results.json", "stories")
+    if "calculator" in layout.extra and arm.name == BASELINE:
         folder = layout.folder("eval", arm, replicate, more="_calculator")
         # A ceiling of accuracy: no endpoint needs it.
         ceiling = ["--calculator", "facts", "--set", "evaluation.num_rationales=0"]

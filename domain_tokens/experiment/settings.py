@@ -49,7 +49,7 @@ def config_of(layout: Layout, kind: str) -> Any:
     }
     if profile.chat:
         kinds["tulu"] = (runs.SFTConfig, layout.config("sft", "tulu"))
-    if profile.probes_more:
+    if "stories" in layout.extra:
         kinds["stories"] = kinds["probes"]
     if profile.makes_base and profile is not LAPTOP:
         kinds["base"] = (runs.PretrainingConfig, layout.config("sft", "base"))
