@@ -38,28 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="X",
         help="of both SFT stages; each has a comparison of its own (default: the configs')",
     )
-    add("--design", choices=experiment.DESIGNS, help="(two-arms; laptop: half-tables)")
-    add(
-        "--treatments",
-        nargs="*",
-        choices=experiment.CONTROLS,
-        metavar="NAME",
-        help=f"control arms: {', '.join(experiment.CONTROLS)} (none; laptop: operands generic)",
-    )
-    add(
-        "--without",
-        nargs="+",
-        choices=experiment.EXTRA,
-        default=[],
-        metavar="NAME",
-        help="evaluations of laptop that no primary endpoint needs, to leave out: "
-        + ", ".join(experiment.EXTRA),
-    )
-    add("--from", dest="base", metavar="DIR|F.gguf|HUB_ID", help="what laptop's base is made from")
-    add("--source", metavar="DIR|HUB_ID", help="laptop: train.jsonl and test.jsonl (openai/gsm8k)")
-    add(
-        "--max-samples", type=LIMIT, metavar="N", help="GSM8K test items (all; laptop: 500); 0: all"
-    )
+    _add_what_is_compared(parser)
     add(
         "--set",
         action="append",
@@ -83,6 +62,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     refuse_misuse(args)
     return args
+
+
+def _add_what_is_compared(parser: argparse.ArgumentParser) -> None:
+    """Add what says which arms there are, from what base, on which data."""
+    add = parser.add_argument
+    add("--design", choices=experiment.DESIGNS, help="(two-arms; laptop: half-tables)")
+    add(
+        "--treatments",
+        nargs="*",
+        choices=experiment.CONTROLS,
+        metavar="NAME",
+        help=f"control arms: {', '.join(experiment.CONTROLS)} (none; laptop: operands generic)",
+    )
+    add(
+        "--without",
+        nargs="+",
+        choices=experiment.EXTRA,
+        default=[],
+        metavar="NAME",
+        help="evaluations of laptop that no primary endpoint needs, to leave out: "
+        + ", ".join(experiment.EXTRA),
+    )
+    add("--from", dest="base", metavar="DIR|F.gguf|HUB_ID", help="what laptop's base is made from")
+    add("--source", metavar="DIR|HUB_ID", help="laptop: train.jsonl and test.jsonl (openai/gsm8k)")
+    add(
+        "--max-samples", type=LIMIT, metavar="N", help="GSM8K test items (all; laptop: 500); 0: all"
+    )
 
 
 def refuse_misuse(args: argparse.Namespace) -> None:

@@ -34,26 +34,37 @@ PATIENT = settings(
 @PATIENT
 @given(
     st.lists(st.tuples(IDS, st.lists(IDS | FEW, min_size=1, max_size=6)), min_size=1, max_size=4),
+    st.integers(0, 4),
     st.integers(1, 60),
     st.integers(1, 5),
 )
-def test_scores_are_those_of_a_plain_forward_pass(model, cases, max_tokens, logit_rows):
+def test_scores_are_those_of_a_plain_forward_pass(model, cases, given, max_tokens, logit_rows):
     """A1 read every prompt four times and each of 126 answers with a copy of it: 3.5 minutes."""
-    prompts = [prompt for prompt, _ in cases]
-    continuations = [group for _, group in cases]
     with pytest.MonkeyPatch.context() as patch:
         plant(patch, "domain_tokens.inference.log_probs.PACKED_TOKENS", {"cpu": max_tokens})
         plant(patch, "domain_tokens.inference.log_probs.LOGIT_ROWS", logit_rows)
-        scores = continuation_log_probs(model, prompts, continuations)
-    for prompt, group, values in zip(prompts, continuations, scores, strict=True):
-        expected = [plainly(model, prompt, continuation) for continuation in group]
+        check(model, cases, given)
+
+
+def check(model, cases, given):
+    """Compare scores of what follows the first ids with plain ones; given: how many ids at most."""
+    prompts = [prompt for prompt, _ in cases]
+    continuations = [group for _, group in cases]
+    counts = [[min(given, len(c) - 1) for c in group] for group in continuations]
+    scores = continuation_log_probs(model, prompts, continuations, counts)
+    if given == 0:
+        assert scores == continuation_log_probs(model, prompts, continuations)
+    for (prompt, group), known, values in zip(cases, counts, scores, strict=True):
+        expected = [
+            plainly(model, [*prompt, *c[:n]], c[n:]) for c, n in zip(group, known, strict=True)
+        ]
         assert values == pytest.approx(expected, abs=2e-4)
 
 
 @PATIENT
 @given(FEW, st.lists(FEW, min_size=1, max_size=8))
 def test_a_tree_holds_every_beginning_once(prompt, continuations):
-    tree = prefix_tree(prompt, continuations)
+    tree = prefix_tree(prompt, continuations, [0] * len(continuations))
     sequences = []
     for token, seen in enumerate(tree.visible().tolist()):
         before = [at for at, is_seen in enumerate(seen) if is_seen]
@@ -88,14 +99,14 @@ def test_a_tree_that_sees_wrongly_is_noticed(model, monkeypatch, fault):
 
 
 @PATIENT
-@given(st.lists(st.tuples(IDS, st.lists(IDS, min_size=1, max_size=3)), min_size=1, max_size=9))
-def test_an_architecture_that_reads_no_packed_tokens_scores_the_same(model, cases):
+@given(
+    st.lists(st.tuples(IDS, st.lists(IDS, min_size=1, max_size=3)), min_size=1, max_size=9),
+    st.integers(0, 2),
+)
+def test_an_architecture_that_reads_no_packed_tokens_scores_the_same(model, cases, given):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model), "_supports_attention_backend", False)
-        scores = continuation_log_probs(model, [p for p, _ in cases], [c for _, c in cases])
-    for (prompt, group), values in zip(cases, scores, strict=True):
-        expected = [plainly(model, prompt, continuation) for continuation in group]
-        assert values == pytest.approx(expected, abs=2e-4)
+        check(model, cases, given)
 
 
 def test_many_prompts_go_through_in_groups(model, monkeypatch):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PRODUCTS = tuple(sorted({a * b for a, b in TABLE}))  # 36
 MARKER = "####"
+RATIONALES_TOGETHER = 4  # that one reading of a question serves: attention to all grows as K²
 
 
 def table_scores(
@@ -168,15 +169,22 @@ def answer_scores(
     sampled responses; frequent: answers by frequency, for the `distractors` of each gold.
     """
     renderer = Renderer(subject.tokenizer)
-    contexts, owners, forced = [], [], [0] * len(prompts)
+    answers = [_answer(renderer, gold) for gold in golds]
+    owners, forced = [], [0] * len(prompts)
+    texts: list[list[list[int]]] = []  # of each group: rationale, marker and answer
+    given: list[list[int]] = []
     for index, responses in enumerate(rationales):
-        for response in responses:
+        for number, response in enumerate(responses):
+            if number % RATIONALES_TOGETHER == 0:
+                owners.append(index)
+                texts.append([])
+                given.append([])
             ids, cut = cut_before_answer(subject.tokenizer, response)
             forced[index] += cut
-            contexts.append([*prompts[index], *ids, *_marker(renderer, subject, ids)])
-            owners.append(index)
-    answers = [_answer(renderer, gold) for gold in golds]
-    sampled = continuation_log_probs(subject.model, contexts, [[answers[i]] for i in owners])
+            context = [*ids, *_marker(renderer, subject, ids)]
+            texts[-1].append([*context, *answers[index]])
+            given[-1].append(len(context))
+    sampled = continuation_log_probs(subject.model, [prompts[i] for i in owners], texts, given)
     bare = [[*prompt, *renderer.encode(f" {MARKER}")] for prompt in prompts]
     choices = [
         [answer, *(_answer(renderer, d) for d in distractors(frequent, gold))]
@@ -184,8 +192,8 @@ def answer_scores(
     ]
     alone = continuation_log_probs(subject.model, bare, choices)
     logs: list[list[float]] = [[] for _ in prompts]
-    for owner, (value,) in zip(owners, sampled, strict=True):
-        logs[owner].append(value)
+    for owner, values in zip(owners, sampled, strict=True):
+        logs[owner] += values
     return [
         AnswerScore(
             **item_scores(own, bare_logs),

@@ -34,24 +34,30 @@ def continuation_log_probs(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
+    given: Sequence[Sequence[int]] | None = None,
 ) -> list[list[float]]:
     """Return log p(continuation | prompt) in nats for every continuation of every prompt.
 
-    prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty. A
-    prompt is read once, and so is what its continuations have in common; fp32 results do not depend
-    on what else is in the batch. Several processes share the batches.
+    prompts: N lists of ids, none empty; continuations: N lists of lists of ids, none empty; given:
+    how many ids of each continuation belong to the condition, so that only the rest is scored; by
+    default none. A prompt is read once, and so is what its continuations have in common; fp32
+    results do not depend on what else is in the batch. Several processes share the batches.
     """
     model.eval()
+    if given is None:
+        given = [[0] * len(group) for group in continuations]
     scores: dict[int, list[float]] = {}
     with packed_forward(model) as forward:
         if forward:
-            pairs = zip(prompts, continuations, strict=True)
-            trees = [prefix_tree(prompt, group) for prompt, group in pairs]
+            parts = zip(prompts, continuations, given, strict=True)
+            trees = [prefix_tree(*part) for part in parts]
             max_tokens = PACKED_TOKENS.get(model.device.type, PACKED_TOKENS["cpu"])
             groups = _groups([t.ids for t in trees], [1] * len(trees), max_tokens=max_tokens)
             for group in share_of(groups):
                 scored = _score_trees(forward, [trees[i] for i in group])
                 scores.update(zip(group, scored, strict=True))
+        elif any(map(any, given)):
+            return _one_by_one(model, prompts, continuations, given)
         else:
             copies = [len(group) for group in continuations]
             for group in share_of(_groups(prompts, copies, max_tokens=PADDED_TOKENS)):
@@ -59,6 +65,23 @@ def continuation_log_probs(
                 scores.update(zip(group, _score_padded(model, *chosen), strict=True))
     scores = gather_dict(scores)
     return [scores[i] for i in range(len(prompts))]
+
+
+def _one_by_one(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    given: Sequence[Sequence[int]],
+) -> list[list[float]]:
+    """Score every continuation after a prompt of its own, which ends with what of it is given."""
+    parts = zip(prompts, continuations, given, strict=True)
+    texts = [
+        ([*prompt, *continuation[:unscored]], [continuation[unscored:]])
+        for prompt, group, counts in parts
+        for continuation, unscored in zip(group, counts, strict=True)
+    ]
+    scores = iter(continuation_log_probs(model, [p for p, _ in texts], [c for _, c in texts]))
+    return [[next(scores)[0] for _ in group] for group in continuations]
 
 
 def _groups(

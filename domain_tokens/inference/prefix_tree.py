@@ -15,7 +15,7 @@ class PrefixTree:
     """A prompt, then every token that some continuation goes on from: T tokens.
 
     ids, positions, parents: [T]; parents: which token each follows, -1 for the first. paths: for
-    each continuation, what its log-probability is the sum of: (token of the text, id after it).
+    each continuation, what its score is the sum of: (token of the text, id after it).
     """
 
     ids: list[int]
@@ -37,16 +37,19 @@ class PrefixTree:
         return seen
 
 
-def prefix_tree(prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> PrefixTree:
-    """Lay a prompt and its continuations out; neither may be empty."""
+def prefix_tree(
+    prompt: Sequence[int], continuations: Sequence[Sequence[int]], given: Sequence[int]
+) -> PrefixTree:
+    """Lay a prompt and its continuations out; given: how many of each one's ids have no score."""
     ids, positions = list(prompt), list(range(len(prompt)))
     parents = [position - 1 for position in positions]
     known: dict[tuple[int, int], int] = {}  # (parent, id) -> token
     paths = []
-    for continuation in continuations:
+    for continuation, unscored in zip(continuations, given, strict=True):
         at, path = len(prompt) - 1, []
         for number, token in enumerate(continuation, 1):
-            path.append((at, token))
+            if number > unscored:
+                path.append((at, token))
             if number == len(continuation):  # nothing follows it
                 break
             if (at, token) not in known:
