@@ -220,7 +220,7 @@ def test_facts_that_never_occur_are_a_clear_line(root, tmp_path, capsys):
         card.append(stage(root, PROBLEMS, "hf_mul_tokens", which, *words))
     out = capsys.readouterr()
     assert sorted(card) == [0, 2]
-    assert "of them are never in the rows that the draw was made on" in out.out
+    assert "note: in no row that the draw was made on: " in out.out
     assert "no place that treatment generic of half_" in out.err
 
 

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 TRAINING_ROWS, TEST_ROWS = 7_473, 1_319  # of GSM8K
 # What a stage of a 135M Llama costs, in fp32 operations at the rate of the machine's best matrix
-# product: core-seconds measured on SmolLM2-135M, times that rate of one core (187 GFLOP/s). Per
-# training row and epoch (160 rows: 100 s), per test item and answer (the greedy one and each
-# rationale; 0.2 s at 40 tokens), per whole evaluation; each call loads a model (30 s).
+# product: core-seconds measured on SmolLM2-135M, times that rate of one core (187 GFLOP/s): in the
+# study of progress/21 that of a job with one thread. Per training row and epoch (240 rows: 200 s),
+# per test item and answer (the greedy one and each rationale; 400 at 40 tokens: 145 s), per whole
+# evaluation (the probes: 110 s); each call loads a model (30 s, the first time).
 CALL = 5.6e12
 WORK = {
     "base": 7e12,
     "base_copy": 5e12,
-    "gsm8k": 1.2e11,
-    "answer": 4e10,
-    "probes": 4e13,
-    "stories": 8e13,  # not measured: twice the wordings of the probes
+    "gsm8k": 1.3e11,
+    "answer": 5e10,
+    "probes": 2.1e13,
+    "stories": 4.2e13,  # 120 s on both cores
 }
 
 

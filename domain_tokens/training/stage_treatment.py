@@ -130,8 +130,7 @@ def treatment_in_words(record: dict[str, Any] | None) -> str:
         lines[0] += f", drawn from seed {draw['seed']}"
         if never:
             lines.append(
-                f"note: {len(never)} of them are never in the rows that the draw was made on, as "
-                f"{never[0]}"
+                f"note: in no row that the draw was made on: {len(never)} of them, as {never[0]}"
             )
     if record["name"] == "matched_merges" and len(record["meanings"]) < len(facts):
         lines.append(
