@@ -105,13 +105,13 @@ def refuse_misuse(args: argparse.Namespace) -> None:
 def plan_of(args: argparse.Namespace) -> "Experiment":
     """Return the plan that the arguments ask for."""
     options = experiment.Options(
-        args.design,
-        args.treatments,
-        args.base,
-        args.source,
-        args.max_samples,
-        args.overrides,
-        args.without,
+        design=args.design,
+        treatments=args.treatments,
+        base=args.base,
+        data=args.source,
+        max_samples=args.max_samples,
+        overrides=args.overrides,
+        without=args.without,
     )
     plan = experiment.Experiment(
         args.profile, args.output_root, args.seeds, args.learning_rates, options

@@ -10,6 +10,9 @@ from .demo_corpora import write_demo_corpora as write_demo_corpora
 from .examples import Conversation as Conversation
 from .examples import Problem as Problem
 from .examples import problem_messages as problem_messages
+from .examples import row_line as row_line
+from .injection_audit import audit as audit
+from .injection_audit import count_tokens as count_tokens
 from .prepared import DataReport as DataReport
 from .prepared import Prepared as Prepared
 from .prepared import StageData as StageData
@@ -34,6 +37,8 @@ __all__ = [
     "StageData",
     "UsualValidation",
     "apart_from_training",
+    "audit",
+    "count_tokens",
     "digest_of_ids",
     "epoch_order",
     "file_hashes",
@@ -47,6 +52,7 @@ __all__ = [
     "prepare_examples",
     "problem_messages",
     "read_rows",
+    "row_line",
     "separate_validation",
     "source_identity",
     "write_demo_corpora",

@@ -66,6 +66,17 @@ def problem_messages(problem: Problem) -> tuple[tuple[str, str], ...]:
     return ("user", problem.question), ("assistant", problem.answer)
 
 
+def row_line(row: Conversation, *, as_problem: bool) -> str:
+    """Return a row as a line of JSONL that the training stages read, with the same id."""
+    texts = [content for _, content in row.messages]
+    if as_problem:
+        fields: dict[str, Any] = dict(zip(("question", "answer"), texts, strict=True))
+    else:
+        messages = [{"role": role, "content": content} for role, content in row.messages]
+        fields = {"messages": messages, "source": row.source}
+    return json.dumps({"id": row.id, **fields}, ensure_ascii=False) + "\n"
+
+
 def conversation_of(row: dict, number: int, label: str) -> Conversation:
     """Read a chat row, or raise IrregularError; label: the sub-corpus of a row that names none."""
     messages = row.get("messages")

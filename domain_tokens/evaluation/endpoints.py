@@ -58,13 +58,10 @@ def table_scores(
         else []
     )
     choices = [*digits, *([i] for i in facts), *routes]
+    scores = continuation_log_probs(subject.model, prompts, [choices] * len(prompts))
     lines = []
-    for (a, b, template), scores in zip(
-        cells,
-        continuation_log_probs(subject.model, prompts, [choices] * len(prompts)),
-        strict=True,
-    ):
-        in_digits, rest = scores[: len(digits)], scores[len(digits) :]
+    for (a, b, template), values in zip(cells, scores, strict=True):
+        in_digits, rest = values[: len(digits)], values[len(digits) :]
         mass, as_facts = exp(log_sum(rest[: len(facts)])), rest[len(facts) :]
         right, total = in_digits[PRODUCTS.index(a * b)], log_sum(in_digits)
         line = {"a": a, "b": b, "template": template, "log_prob": right, "log_sum": total}
@@ -174,16 +171,16 @@ def answer_scores(
     texts: list[list[list[int]]] = []  # of each group: rationale, marker and answer
     given: list[list[int]] = []
     for index, responses in enumerate(rationales):
-        for number, response in enumerate(responses):
-            if number % RATIONALES_TOGETHER == 0:
-                owners.append(index)
-                texts.append([])
-                given.append([])
+        contexts = []
+        for response in responses:
             ids, cut = cut_before_answer(subject.tokenizer, response)
             forced[index] += cut
-            context = [*ids, *_marker(renderer, subject, ids)]
-            texts[-1].append([*context, *answers[index]])
-            given[-1].append(len(context))
+            contexts.append([*ids, *_marker(renderer, subject, ids)])
+        for first in range(0, len(contexts), RATIONALES_TOGETHER):
+            together = contexts[first : first + RATIONALES_TOGETHER]
+            owners.append(index)
+            texts.append([[*context, *answers[index]] for context in together])
+            given.append([len(context) for context in together])
     sampled = continuation_log_probs(subject.model, [prompts[i] for i in owners], texts, given)
     bare = [[*prompt, *renderer.encode(f" {MARKER}")] for prompt in prompts]
     choices = [

@@ -23,8 +23,8 @@ class Profile:
     folder: below the output root. base: how a base folder's name ends. configs: folder of YAML
     files below sft/configs and eval/configs. makes_base: whether the base is made by a stage.
     chat: whether there is a chat stage before GSM8K. max_samples: GSM8K test items, None for all.
-    probes_more: whether stories and the baseline with a calculator are evaluated, too. jobs: how
-    many lineages run side by side; None for one process that runs everything.
+    extra: which of EXTRA are evaluated, too. jobs: how many lineages run side by side; None for one
+    process that runs everything.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Profile:
     treatments: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     max_samples: int | None = None
-    probes_more: bool = False
+    extra: tuple[str, ...] = ()
     jobs: int | None = None
 
 
@@ -54,7 +54,7 @@ LAPTOP = Profile(
     treatments=("operands", "generic"),
     seeds=(1, 2, 3, 4, 5),
     max_samples=500,
-    probes_more=True,
+    extra=EXTRA,
     jobs=1,
 )
 PROFILES = {profile.name: profile for profile in (DEMO, LAPTOP, FULL)}
@@ -88,7 +88,7 @@ class Layout:
         self.root = Path(output_root) / profile.folder
         self.data = self.root / "data"
         self.moved = output_root != "outputs"
-        self.extra = [kind for kind in EXTRA * profile.probes_more if kind not in options.without]
+        self.extra = [kind for kind in profile.extra if kind not in options.without]
 
     def base(self, condition: str) -> Path:
         """Return the base folder of a condition."""
@@ -147,7 +147,7 @@ def _refuse_misfit(profile: Profile, options: Options) -> None:
             "id, as in --from HuggingFaceTB/SmolLM2-135M-Instruct"
         )
     for kind in options.without:
-        if kind not in EXTRA or not profile.probes_more:
+        if kind not in profile.extra:
             raise UserError(
                 f"--without {kind} with --profile {profile.name}: wanted some of "
                 f"{', '.join(EXTRA)}, and --profile {LAPTOP.name}"
