@@ -42,7 +42,7 @@ def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
     metrics = table_metrics(lines)
     renderer = Renderer(subject.tokenizer)
     products = sorted({a * b for a, b in TABLE})
-    values = []
+    values, masses = [], []
     for template in TEMPLATES:
         question = template.format(a=6, b=9)
         prompt = renderer.prompt([("user", question)], response_prefix=" The answer is")
@@ -51,6 +51,11 @@ def test_a_cell_of_the_table_is_its_share_of_the_36_products(subject):
             for c in products
         ]
         values.append(scores[products.index(54)] - float(torch.tensor(scores).logsumexp(0)))
+        with torch.no_grad():
+            shares = subject.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        masses.append(float(shares[list(subject.layout.fact_ids)].sum()))
+    cell = [x["fact_mass"] for x in lines if (x["a"], x["b"]) == (6, 9)]
+    assert cell == pytest.approx(masses, rel=1e-4)  # of all 45: one less is 2 % less
     assert metrics["a1_grid"][5][8] == pytest.approx(sum(values) / 5, abs=1e-4)
     assert metrics["a1"] == pytest.approx(sum(map(sum, metrics["a1_grid"])) / 81)
     assert 0 < metrics["fact_mass"] < 0.01  # 45 of 50,349 rows at random
@@ -132,6 +137,26 @@ def test_g1_is_the_mean_probability_over_the_arms_own_rationales(subject):
     ]
     assert len(score.g2_log_probs) == len(alone) == 17
     assert score.g2 == pytest.approx(alone[0] - float(torch.tensor(alone).logsumexp(0)), abs=1e-3)
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (8, 5), (1, 9)])
+def test_every_rationale_counts_however_many_share_a_reading(subject, counts):
+    """Four rationales share one reading of a question; every test had at most four of them."""
+    renderer = Renderer(subject.tokenizer)
+    prompts = [renderer.prompt([("user", question)]) for question in ("How many?", "How far?")]
+    texts = [[f" {i} and {count}." for i in range(count)] for count in counts]
+    rationales = [
+        [Response(renderer.encode(f"{text}\n#### 5"), "eos") for text in group] for group in texts
+    ]
+    frequent = [str(n) for n in range(30, 50)]
+    scores = answer_scores(subject, prompts, ["5", "7"], rationales, frequent)
+    for prompt, gold, group, score in zip(prompts, ("5", "7"), texts, scores, strict=True):
+        answer = [*renderer.encode(f" {gold}"), renderer.eos]
+        expected = [
+            log_prob(subject.model, [*prompt, *renderer.encode(f"{text}\n####")], answer)
+            for text in group
+        ]
+        assert score.g1_log_probs == pytest.approx(expected, abs=1e-3)
 
 
 def test_no_gold_text_is_shown_before_the_answer(subject):
